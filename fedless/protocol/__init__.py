@@ -1,0 +1,1 @@
+"""THE PROTOCOL: what two processes must agree on. No IO in it."""

@@ -1,0 +1,1 @@
+"""Secure aggregation as pure code: both modes of the protocol, every party."""

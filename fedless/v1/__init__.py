@@ -1,0 +1,1 @@
+"""Stubs generated from `proto/`; `make proto` regenerates them to the same bytes."""
