@@ -29,8 +29,8 @@ def word_dtype(bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint16]:
 
 def apply_streams(words: Words, prg: Prg, plus: Iterable[bytes] = (), minus: Iterable[bytes] = ()) -> None:
     """Add the stream of every 32-byte seed in `plus` to `words` [d], subtract those in `minus`, in place."""
-    signed = [(stream(prg, seed), np.add) for seed in plus]
-    signed += [(stream(prg, seed), np.subtract) for seed in minus]
+    adding = [stream(prg, seed) for seed in plus]
+    subtracting = [stream(prg, seed) for seed in minus]
     zeros = bytes(CHUNK_BYTES)
     buffer = bytearray(CHUNK_BYTES)
     step = CHUNK_BYTES // words.dtype.itemsize
@@ -39,9 +39,12 @@ def apply_streams(words: Words, prg: Prg, plus: Iterable[bytes] = (), minus: Ite
         view = memoryview(buffer)[: part.nbytes]
         zero = memoryview(zeros)[: part.nbytes]
         key_stream = np.frombuffer(view, dtype=words.dtype)
-        for cipher, operation in signed:
+        for cipher in adding:
             cipher.update_into(zero, view)
-            operation(part, key_stream, out=part)
+            np.add(part, key_stream, out=part)
+        for cipher in subtracting:
+            cipher.update_into(zero, view)
+            np.subtract(part, key_stream, out=part)
 
 
 def expand(prg: Prg, seed: bytes, dimension: int, bits: int) -> Words:
