@@ -1,0 +1,105 @@
+# `make demo` and `make test` set up all they need on a fresh Debian 12 with Python 3.11 and package registries.
+# Their environments are .venv and .venv-test, made from the hash-pinned files in requirements/ and made again
+# only when those change. To use an environment of your own instead: make check TOOLS=/path/to/its/bin
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+EXPERIMENT ?= examples/mnist/experiment.toml
+RUN_ARGS ?=
+PYTEST_ARGS ?=
+UPGRADE ?=
+PACKAGES := fedless aggregator edge_runtime cloud_adapters
+
+ifdef TOOLS
+READY :=
+else
+TOOLS := .venv-test/bin
+READY := .venv-test/.ready
+endif
+RUN := PATH="$(abspath $(TOOLS)):$$PATH"
+PY := $(TOOLS)/python
+
+.PHONY: help demo test check fmt proto check-proto vectors check-vectors lock bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
+
+demo: .venv/.ready ## train the MNIST CNN on ten local devices over mTLS, MQTT and gRPC
+	@deploy/setup/apt.sh mosquitto
+	.venv/bin/fedless experiment run $(EXPERIMENT) $(RUN_ARGS)
+
+test: $(READY) ## run every test
+	@deploy/setup/apt.sh mosquitto bubblewrap
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
+
+check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs and vectors regenerate to the same bytes
+	$(TOOLS)/ruff check .
+	$(TOOLS)/ruff format --check .
+	$(PY) -m mypy
+	$(RUN) lint-imports
+
+fmt: $(READY) ## format, and mend what the linter can mend
+	$(TOOLS)/ruff check --fix .
+	$(TOOLS)/ruff format .
+
+PROTOS := $(sort $(wildcard proto/fedless/v1/*.proto))
+SERVICES := $(shell grep -l '^service ' $(PROTOS) /dev/null)
+define generate
+	mkdir -p $(1)
+	$(RUN) python -m grpc_tools.protoc -Iproto --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
+	$(RUN) python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES)
+endef
+
+proto: $(READY) ## generate fedless/v1 from proto/
+	@rm -f fedless/v1/*_pb2*.py fedless/v1/*_pb2*.pyi
+	@$(call generate,.)
+
+check-proto: $(READY)
+	@rm -rf build/proto
+	@$(call generate,build/proto)
+	@diff -r -x __pycache__ -x __init__.py build/proto/fedless/v1 fedless/v1 \
+	  || { echo 'fedless/v1 is not what proto/ generates: run "make proto" and commit the result' >&2; exit 1; }
+	@rm -rf build/proto
+
+vectors: $(READY) ## generate the test vectors
+	$(PY) tests/vectors/make_vectors.py tests/vectors
+
+check-vectors: $(READY)
+	@if [ ! -f tests/vectors/make_vectors.py ]; then echo 'no test vectors yet: skipped'; exit 0; fi; \
+	rm -rf build/vectors; mkdir -p build/vectors; $(PY) tests/vectors/make_vectors.py build/vectors; \
+	for file in build/vectors/*.json; do diff -q "$$file" "tests/vectors/$${file##*/}" \
+	  || { echo 'the vectors are not what the code makes: has the protocol changed? then run "make vectors"' >&2; exit 1; }; \
+	done; rm -rf build/vectors
+
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile --quiet --no-config --universal \
+  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) pyproject.toml --group build
+
+lock: $(READY) ## pin every dependency with its hashes; newer releases: make lock UPGRADE=--upgrade
+	$(LOCK) --extra aggregator --extra edge --output-file requirements/demo.txt
+	$(LOCK) --constraint requirements/demo.txt --extra aggregator --extra edge --extra authoring --extra parquet \
+	  --extra images --extra dev --output-file requirements/test.txt
+
+bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmarks/out
+	@deploy/setup/apt.sh mosquitto
+	@mkdir -p benchmarks/out
+	@for script in benchmarks/bench_*.py; do echo "$$script" >&2; \
+	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
+
+clean: ## remove the environments, caches and build products
+	rm -rf .venv .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/.locked: requirements/demo.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
+	@touch $@
+
+.venv-test/.locked: requirements/test.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-test $<
+	@touch $@
+
+%/.ready: %/.locked pyproject.toml
+	@$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
