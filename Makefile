@@ -75,8 +75,9 @@ check-vectors: $(READY)
 	  || { echo 'the vectors are not what the code makes: has the protocol changed? then run "make vectors"' >&2; exit 1; }; \
 	done; rm -rf build/vectors
 
-LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile --quiet --no-config --universal \
-  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) pyproject.toml --group build
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --universal \
+  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) pyproject.toml --group build \
+  --constraint requirements/constraints.txt
 
 lock: $(READY) ## pin every dependency with its hashes; newer releases: make lock UPGRADE=--upgrade
 	$(LOCK) --extra aggregator --extra edge --output-file requirements/demo.txt
