@@ -1,0 +1,1 @@
+"""Cloud functions as clients: the calling side here, the called side in `handlers`."""
