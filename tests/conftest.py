@@ -1,0 +1,37 @@
+"""What every test shares: quiet TensorFlow, hypothesis without a stopwatch, free loopback ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when tensorflow is imported
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# Two shared cores: a deadline would test the machine. Derandomised where CI=true, so that a red run repeats.
+settings.register_profile("fedless", deadline=None, print_blob=True, derandomize="CI" in os.environ)
+settings.load_profile("fedless")
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Give a function that returns a loopback TCP port that was free a moment ago, a new one each time."""
+    given: set[int] = set()
+
+    def take() -> int:
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if port not in given:
+                given.add(port)
+                return port
+
+    return take
