@@ -216,8 +216,8 @@ MUST_BE_PURE = {
 PURE_FOLDERS = ("aggregator/strategies/", "aggregator/selection/")
 REACHES_OUT = {
     "asyncio", "concurrent", "http", "logging", "multiprocessing", "os", "pathlib", "queue", "random",
-    "resource", "sched", "secrets", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl", "subprocess",
-    "sys",    "tempfile", "threading", "time", "urllib", "uuid",
+    "resource", "sched", "secrets", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl",
+    "subprocess", "sys", "tempfile", "threading", "time", "urllib", "uuid",
     "google", "grpc", "paho", "psutil", "rich", "sqlalchemy", "stamina", "structlog", "uvloop",
 }  # fmt: skip
 # Calls by which a module without such an import still reaches a clock, a file, the terminal or randomness.
