@@ -85,4 +85,6 @@ def _checksum(body: str) -> str:
 
 
 def _malformed(detail: str) -> PeerError:
-    return PeerError(Code.CLAIM_MALFORMED, detail, fix="Copy the whole line that `fedless fleet claim` printed.")
+    return PeerError(
+        Code.CLAIM_MALFORMED, detail, fix="Copy the whole line that `fedless fleet claim` printed."
+    )

@@ -163,13 +163,19 @@ MEANINGS: dict[Code, Meaning] = {
     Code.CLAIM_UNKNOWN: Meaning(_DENIED, "No such claim was issued by this fleet."),
     Code.CLAIM_USED: Meaning(_DENIED, "The claim was already used with another key."),
     Code.CLAIM_EXPIRED: Meaning(_DENIED, "The claim has expired."),
-    Code.CLAIM_FOREIGN: Meaning(_DENIED, "The authority at that address is not the one that the claim names."),
+    Code.CLAIM_FOREIGN: Meaning(
+        _DENIED, "The authority at that address is not the one that the claim names."
+    ),
     Code.TICKET_MALFORMED: Meaning(_ARG, "The ticket cannot be read."),
     Code.TICKET_FORGED: Meaning(_DENIED, "The ticket is unsigned or its signature does not fit."),
-    Code.TICKET_UNKNOWN_KEY: Meaning(_DENIED, "The ticket is signed with a key that this client does not know."),
+    Code.TICKET_UNKNOWN_KEY: Meaning(
+        _DENIED, "The ticket is signed with a key that this client does not know."
+    ),
     Code.TICKET_FOREIGN: Meaning(_DENIED, "The ticket is for another client or another fleet."),
     Code.TICKET_EXPIRED: Meaning(_PRE, "The ticket's deadline has passed."),
-    Code.TICKET_NOT_ALLOWED: Meaning(_DENIED, "This client's policy does not allow what the ticket asks for."),
+    Code.TICKET_NOT_ALLOWED: Meaning(
+        _DENIED, "This client's policy does not allow what the ticket asks for."
+    ),
     Code.DUPLICATE: Meaning(_EXISTS, "The ticket was seen before."),
     Code.UNKNOWN_RUN: Meaning(_MISSING, "There is no such run."),
     Code.UNKNOWN_TASK: Meaning(_MISSING, "There is no such task."),

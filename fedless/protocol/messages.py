@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from types import MappingProxyType
 
 PROTOCOL_VERSION = 1
 DIGEST_BYTES = 32
@@ -28,9 +27,20 @@ PARAMETERS_MAX = 2**31
 
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 RESERVED_IDS = frozenset(
-    {"admin", "aggregator", "announce", "authority", "broker", "device", "function", "helper", "operator", "root", "server"}
+    {
+        "admin",
+        "aggregator",
+        "announce",
+        "authority",
+        "broker",
+        "device",
+        "function",
+        "helper",
+        "operator",
+        "root",
+        "server",
+    }
 )
-NO_ITEMS: Mapping[str, float] = MappingProxyType({})
 
 
 class Kind(IntEnum):
@@ -93,7 +103,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class SignedTicket:
-    """A ticket's exact bytes with an Ed25519 signature over `"fedless-ticket\\0" || bytes`."""
+    """A ticket's exact bytes with an Ed25519 signature over the ticket label and those bytes."""
 
     ticket: bytes
     key_id: bytes
@@ -231,7 +241,7 @@ class ReportHeader:
     length_bytes: int
     sha256: bytes
     examples: int = 0
-    sums: Mapping[str, float] = NO_ITEMS
+    sums: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
