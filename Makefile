@@ -40,6 +40,7 @@ check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs 
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy tests
 	$(RUN) lint-imports
 
 fmt: $(READY) ## format, and mend what the linter can mend
