@@ -66,7 +66,6 @@ class Label(StrEnum):
     ENCODING = "encoding"
     ROUND_CTX = "round-ctx"
     HELPER_CTX = "helper-ctx"
-    SUM = "sum"
     CLOSE_SET = "close-set"
     # -- bound as associated data or HPKE info
     SHARE = "share"
@@ -77,7 +76,9 @@ class Label(StrEnum):
     REPORT = "report"
     # -- signed by the aggregator's ticket key ("active" is also hashed, into the context)
     ACTIVE = "active"
+    ROSTER_TIME = "roster-time"
     ROUND_OPEN = "round-open"
+    HELPER_OPEN = "helper-open"
     ALIVE = "alive"
     ROUND_RESULT = "round-result"
     # -- signed by the helper's certificate key
@@ -275,3 +276,23 @@ def ed25519_verify(public_raw: bytes, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def ed25519_pem(private_raw: bytes) -> bytes:
+    """A 32-byte Ed25519 private key as unencrypted PKCS#8 PEM; the caller stores it with mode 0600."""
+    return ed25519.Ed25519PrivateKey.from_private_bytes(private_raw).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def ed25519_from_pem(pem: bytes) -> bytes:
+    """The 32 raw bytes of the private key in an Ed25519 PKCS#8 PEM. `LocalError(STATE_CORRUPT)` for others."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise LocalError(
+            Code.STATE_CORRUPT, "Expected an unencrypted Ed25519 private key in PKCS#8 PEM."
+        ) from error
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise LocalError(Code.STATE_CORRUPT, "Expected an Ed25519 private key; found one of another kind.")
+    return key.private_bytes_raw()
