@@ -1,0 +1,154 @@
+"""Bundles, models and test sets in a directory, each file named by the SHA-256 of its bytes.
+
+A blob appears whole or not at all: temporary file, fsync, rename. Called by both services, by the commit of
+a round and by evaluation. Files are read and written in worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import CHUNK_BYTES, DIGEST_BYTES
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Blobs:
+    """A directory of immutable files by digest: `<path>/<aa>/<digest in hex>`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._incoming = path / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for left_over in self._incoming.iterdir():  # of a process that was killed
+            left_over.unlink()
+
+    async def put(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, int]:
+        """Stores what comes; returns digest and size in bytes. Raises `LocalError` DISK_FULL."""
+        blob = _Incoming(self._incoming)
+        try:
+            async for chunk in chunks:
+                await asyncio.to_thread(blob.write, chunk)
+            return await asyncio.to_thread(self._finish, blob)
+        finally:
+            blob.discard()
+
+    async def put_bytes(self, data: bytes) -> tuple[bytes, int]:
+        """As `put`, for bytes that are in memory anyway."""
+        return await asyncio.to_thread(self.put_blocks, (data,))
+
+    def put_blocks(self, blocks: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
+        """As `put`, blocking: for worker threads."""
+        blob = _Incoming(self._incoming)
+        try:
+            for block in blocks:
+                blob.write(block)
+            return self._finish(blob)
+        finally:
+            blob.discard()
+
+    def has(self, digest: bytes) -> bool:
+        """Whether the blob is here."""
+        return len(digest) == DIGEST_BYTES and self._file(digest).is_file()
+
+    def size(self, digest: bytes) -> int:
+        """The blob's size in bytes; raises `PeerError` UNKNOWN_BLOB."""
+        return self.path(digest).stat().st_size
+
+    def path(self, digest: bytes) -> Path:
+        """The blob's file, to be read only; raises `PeerError` UNKNOWN_BLOB."""
+        if not self.has(digest):
+            raise PeerError(Code.UNKNOWN_BLOB, f"Its digest is {digest.hex()[:16] or 'empty'}...")
+        return self._file(digest)
+
+    async def read(
+        self, digest: bytes, offset: int = 0, chunk_bytes: int = CHUNK_BYTES
+    ) -> AsyncIterator[bytes]:
+        """The blob's bytes from an offset on; raises `PeerError` UNKNOWN_BLOB or WRONG_OFFSET."""
+        size = self.size(digest)
+        if not 0 <= offset <= size:
+            raise PeerError(Code.WRONG_OFFSET, f"Expected an offset of 0 to {size}, found {offset}.")
+        with self.path(digest).open("rb", buffering=0) as file:
+            file.seek(offset)
+            while chunk := await asyncio.to_thread(file.read, chunk_bytes):
+                yield chunk
+
+    def _file(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self._path / name[:2] / name
+
+    def _finish(self, blob: _Incoming) -> tuple[bytes, int]:
+        digest = blob.digest()
+        file = self._file(digest)
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            sync_folder(self._path)
+            blob.keep_as(file)
+        return digest, blob.size
+
+
+class _Incoming:
+    """A blob that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        with disk_full(folder):
+            self._file = NamedTemporaryFile(dir=folder, buffering=0, delete=False)  # noqa: SIM115  (closed in discard)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        with disk_full(Path(self._file.name)):
+            write_all(self._file.fileno(), data)
+        self._hash.update(data)
+        self.size += memoryview(data).nbytes
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+    def keep_as(self, file: Path) -> None:
+        with disk_full(file):
+            os.fsync(self._file.fileno())
+            Path(self._file.name).replace(file)
+            sync_folder(file.parent)
+
+    def discard(self) -> None:
+        self._file.close()
+        Path(self._file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full(where: Path) -> Iterator[None]:
+    """Turns "no space left", a quota and a file size limit into `LocalError` DISK_FULL."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        detail = f"{where.name} cannot be written: {error.strerror}."
+        raise LocalError(
+            Code.DISK_FULL, detail, fix="Free space on the disk of the state directory."
+        ) from error
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Writes every byte; an unbuffered write may take only some of them."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""Transactions commit whole or not at all; a damaged or foreign database is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, func, insert, select, update
+
+from aggregator.store import schema
+from aggregator.store.engine import Database
+from fedless.protocol.errors import Code, LocalError
+
+
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'fedless.db'}"
+
+
+def count_one(connection: Connection) -> None:
+    connection.execute(insert(schema.counters).values(client_id="a", name="reports", count=1, last_at_ms=1))
+
+
+def counted(connection: Connection) -> int:
+    return connection.scalar(select(func.count()).select_from(schema.counters)) or 0
+
+
+async def test_a_step_survives_closing(tmp_path: Path) -> None:
+    database = Database.open(url(tmp_path))
+    await database.run(count_one)
+    database.close()
+    database = Database.open(url(tmp_path))
+    assert await database.run(counted) == 1
+    database.close()
+
+
+async def test_a_step_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    def broken(connection: Connection) -> None:
+        count_one(connection)
+        raise KeyError
+
+    database = Database.open(url(tmp_path))
+    with pytest.raises(KeyError):
+        await database.run(broken)
+    assert database.run_now(counted) == 0
+    database.close()
+
+
+def test_sqlite_is_set_up_for_power_cuts(tmp_path: Path) -> None:
+    database = Database.open(url(tmp_path))
+
+    def pragma(name: str) -> object:
+        return database.run_now(lambda connection: connection.exec_driver_sql(f"PRAGMA {name}").scalar())
+
+    assert [pragma(name) for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete")] == [
+        "wal", 2, 1, 1,
+    ]  # fmt: skip
+    database.close()
+
+
+def test_a_database_of_another_version_is_refused(tmp_path: Path) -> None:
+    database = Database.open(url(tmp_path))
+    database.run_now(lambda connection: connection.execute(update(schema.schema_version).values(version=99)))
+    database.close()
+    with pytest.raises(LocalError, match="schema version 1, found 99") as failure:
+        Database.open(url(tmp_path))
+    assert failure.value.code is Code.WRONG_STATE
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "fedless.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(LocalError) as failure:
+        Database.open(url(tmp_path))
+    assert failure.value.code is Code.STATE_CORRUPT
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LocalError) as failure:
+        Database.open(url(tmp_path / "absent"))
+    assert failure.value.code is Code.STATE_MISSING
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    database = Database.open(url(tmp_path))
+    database.run_now(count_one)
+
+    def fill(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count=1")  # SQLite then fails as on a full disk
+        for number in range(10_000):
+            connection.execute(
+                insert(schema.counters).values(client_id=f"c{number}", name="x" * 64, count=1, last_at_ms=1)
+            )
+
+    with pytest.raises(LocalError) as failure:
+        database.run_now(fill)
+    assert failure.value.code is Code.DISK_FULL
+    assert database.run_now(counted) == 1
+    database.close()
