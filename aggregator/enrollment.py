@@ -1,0 +1,196 @@
+"""How clients join, renew and leave: claims, enrollment, renewal, revocation, over the store.
+
+Every step is one transaction that also holds the signed certificate, so a crash between any two
+steps costs nothing: the same claim with the same key gets the same certificate, byte for byte.
+Called by the services and, when no service runs, by the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator.authority import Authority, Callers, Issued
+from aggregator.store import fleet as store
+from aggregator.store.engine import Database
+from fedless.protocol import identity
+from fedless.protocol.claim import Claim, base32, secret_hash, secret_text
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, PolicyMessage, SigningKey
+
+CLAIMS_MAX = 10_000
+LABELS_MAX = 32
+LABEL_LENGTH_MAX = 128
+HOUR_MS = 3_600_000
+_log = structlog.get_logger("enrollment")
+
+
+@dataclass(frozen=True)
+class IssuedClaim:
+    """A fresh claim; the text is a secret and exists only here and in the caller's hands."""
+
+    client_id: str
+    text: str = field(repr=False)
+    expires_at_ms: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every new client is told, and how long things are good."""
+
+    endpoints: Endpoints
+    ticket_keys: tuple[SigningKey, ...]
+    publisher_keys: tuple[SigningKey, ...]
+    policy: PolicyMessage
+    certificate_days: int
+    claim_valid_hours: int
+
+
+class Registrar:
+    """Keeps the list of clients; `on_denied` is called with the new deny list after each revocation."""
+
+    def __init__(
+        self,
+        database: Database,
+        authority: Authority,
+        terms: Terms,
+        clock: Callable[[], int],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._database = database
+        self._authority = authority
+        self.terms = terms
+        self._clock = clock
+        self._random = random
+        self.callers = Callers(authority.der, authority.fleet)
+        self.on_denied: Callable[[frozenset[str]], None] = lambda _: None
+
+    async def load(self) -> None:
+        """Reads the deny list; to be awaited before the first call is served."""
+        self.callers.denied = await self._database.run(lambda c: store.deny_list(c, self._clock()))
+
+    async def issue_claims(
+        self,
+        count: int,
+        *,
+        valid_ms: int = 0,
+        client_ids: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> list[IssuedClaim]:
+        """Fresh claims; `valid_ms` 0 means the configured time, no `client_ids` means new random ones.
+
+        Raises `PeerError` OUT_OF_RANGE, RESERVED_NAME, or WRONG_STATE for a client that is enrolled.
+        """
+        labels = labels or {}
+        if not 1 <= count <= CLAIMS_MAX or (client_ids and len(client_ids) != count):
+            detail = f"Expected 1 to {CLAIMS_MAX} claims and as many ids or none; found {count} and {len(client_ids)}."
+            raise PeerError(Code.OUT_OF_RANGE, detail)
+        texts = [text for pair in labels.items() for text in pair]
+        if len(labels) > LABELS_MAX or any(len(text) > LABEL_LENGTH_MAX for text in texts):
+            detail = f"Expected at most {LABELS_MAX} labels of at most {LABEL_LENGTH_MAX} characters."
+            raise PeerError(Code.OUT_OF_RANGE, detail)
+        names = [identity.check_id(name, "client id") for name in client_ids]
+        names = names or [f"device-{base32(self._random(5))}" for _ in range(count)]
+        now_ms = self._clock()
+        expires_at_ms = now_ms + (valid_ms or self.terms.claim_valid_hours * HOUR_MS)
+        secrets = [secret_text(self._random(16)) for _ in names]
+
+        def record(connection: Connection) -> None:
+            for name, secret in zip(names, secrets, strict=True):
+                digest = secret_hash(secret)
+                if not store.add_claim(connection, name, digest, labels, now_ms, expires_at_ms):
+                    raise PeerError(
+                        Code.WRONG_STATE, f"Client {name!r} is enrolled.", fix="Revoke it first."
+                    )
+
+        await self._database.run(record)
+        address = self.terms.endpoints.enrollment[0]
+        claims = [Claim(address, self._authority.digest, secret).text for secret in secrets]
+        _log.info("claims_issued", count=count)
+        return [IssuedClaim(n, text, expires_at_ms) for n, text in zip(names, claims, strict=True)]
+
+    async def enroll(self, request: EnrollRequest, source: str) -> Enrollment:
+        """The certificate for a claim's client. `source` is the caller's address, for alarms.
+
+        Raises `PeerError` BAD_CSR, CLAIM_UNKNOWN, CLAIM_EXPIRED, CLAIM_USED or CERTIFICATE_REVOKED.
+        """
+        public_key = identity.public_der(identity.check_csr(request.csr_der))
+        digest, now_ms = secret_hash(request.secret), self._clock()
+
+        def exchange(connection: Connection) -> tuple[str, bytes, PeerError | None]:
+            claim = store.claim(connection, digest)
+            if claim is None:
+                raise PeerError(Code.CLAIM_UNKNOWN, fix="Ask the operator for a new claim.")
+            client_id: str = claim.client_id
+            if claim.used_at_ms:
+                if claim.public_key != public_key:
+                    store.add_alarm(connection, Code.CLAIM_USED.value, client_id, source, now_ms)
+                    return client_id, b"", PeerError(Code.CLAIM_USED, fix="Ask the operator for a new claim.")
+                if store.state_of(connection, client_id) != store.ENROLLED:
+                    raise PeerError(Code.CERTIFICATE_REVOKED, fix="Ask the operator for a new claim.")
+                return client_id, claim.leaf_der, None
+            if claim.expires_at_ms <= now_ms:
+                raise PeerError(Code.CLAIM_EXPIRED, fix="Ask the operator for a new claim.")
+            if store.state_of(connection, client_id) == store.ENROLLED:  # by another claim for the same id
+                raise PeerError(Code.CLAIM_USED, fix="Revoke the client before it joins with another claim.")
+            issued = self._issue(client_id, request.csr_der, now_ms)
+            store.use_claim(connection, digest, public_key, issued.chain_der[0], now_ms)
+            store.add_certificate(connection, client_id, issued.serial, now_ms, issued.not_after_ms)
+            store.enroll(connection, client_id, now_ms)
+            return client_id, issued.chain_der[0], None
+
+        client_id, leaf_der, refusal = await self._database.run(exchange)
+        if refusal is not None:  # returned, not raised in the transaction, so that the alarm is kept
+            _log.warning("alarm", what=refusal.code.value, client=client_id, source=source)
+            raise refusal
+        _log.info("client_enrolled", client=client_id)
+        return Enrollment(
+            fleet=self._authority.fleet,
+            client_id=client_id,
+            chain_der=(leaf_der, self._authority.der),
+            endpoints=self.terms.endpoints,
+            ticket_keys=self.terms.ticket_keys,
+            publisher_keys=self.terms.publisher_keys,
+            policy=self.terms.policy,
+            now_ms=now_ms,
+        )
+
+    async def renew(self, client_id: str, csr_der: bytes) -> Issued:
+        """A new certificate for an enrolled client; raises `PeerError` BAD_CSR or UNKNOWN_CLIENT."""
+        now_ms = self._clock()
+        issued = self._issue(client_id, csr_der, now_ms)
+
+        def record(connection: Connection) -> None:
+            if store.state_of(connection, client_id) != store.ENROLLED:
+                raise PeerError(Code.UNKNOWN_CLIENT, fix="Enroll again with a new claim.")
+            store.add_certificate(connection, client_id, issued.serial, now_ms, issued.not_after_ms)
+
+        await self._database.run(record)
+        _log.info("certificate_renewed", client=client_id)
+        return issued
+
+    async def revoke(self, client_id: str, reason: str) -> None:
+        """Puts all certificates of a client on the deny list; raises `PeerError` UNKNOWN_CLIENT."""
+        now_ms = self._clock()
+
+        def record(connection: Connection) -> frozenset[str]:
+            if not store.revoke(connection, client_id, reason[:LABEL_LENGTH_MAX], now_ms):
+                raise PeerError(
+                    Code.UNKNOWN_CLIENT, f"Found no {client_id[:64]!r}.", fix="See `fedless fleet list`."
+                )
+            return store.deny_list(connection, now_ms)
+
+        self.callers.denied = await self._database.run(record)
+        self.on_denied(self.callers.denied)
+        _log.info("client_revoked", client=client_id, reason=reason)
+
+    def revocation_list(self) -> bytes:
+        """The deny list as a CRL (PEM), for the broker."""
+        return self._authority.revocation_list(sorted(self.callers.denied), self._clock())
+
+    def _issue(self, client_id: str, csr_der: bytes, now_ms: int) -> Issued:
+        name = identity.Name(self._authority.fleet, identity.Role.DEVICE, client_id)
+        return self._authority.issue(name, csr_der, now_ms, self.terms.certificate_days)
