@@ -315,8 +315,8 @@ def test_every_code_has_a_meaning(code: Code) -> None:
 LOADERS = {
     "aggregator": ("aggregator.config", "load"),
     "edge": ("edge_runtime.config", "load"),
-    "task": ("fedless.protocol.task", "load"),
     "experiment": ("fedless.experiments.config", "load"),
+    "function": ("fedless.protocol.manifest", "parse_bytes"),
 }
 
 
@@ -329,4 +329,5 @@ def test_sample_is_read_without_complaint(name: str) -> None:
     kind = re.split(r"[^a-z]", Path(name).stem)[0]
     assert kind in LOADERS, f"name the file after its kind: one of {sorted(LOADERS)}"
     module, function = LOADERS[kind]
-    getattr(import_module(module), function)(ROOT / name)
+    load = getattr(import_module(module), function)
+    load(ROOT / name if function == "load" else (ROOT / name).read_bytes())
