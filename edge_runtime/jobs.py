@@ -1,0 +1,106 @@
+"""*Pure.* What the participant and an instance say to each other over their socketpair.
+
+One job goes in, events come out, the last event is `done` (followed by `payload_bytes` raw bytes) or
+`failed`. Every frame is a u32 big-endian length and that many bytes of JSON. `instance` is the participant's
+end, `trainer` the instance's.
+
+========== =====================================================================================
+event      fields
+========== =====================================================================================
+ready      monotonic_ms: the imports are done, the instance waits for its job
+started    monotonic_ms: the job has arrived
+first_step monotonic_ms, wall_ms: the first optimiser step is complete
+progress   epoch (from 1), step, of, loss (mean of the batch)
+done       examples, steps, sums {name: number}, shape, timings_ms {name: ms}, peak_rss_mb, payload_bytes
+failed     code, detail, fix
+========== =====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fedless.protocol.messages import ClientRule, Optimizer
+
+LENGTH = struct.Struct(">I")
+MAX_FRAME_BYTES = 1 << 20
+
+
+class JobKind(StrEnum):
+    """What an instance does with the bundle's graph."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    INFER = "infer"
+
+
+class Part(StrEnum):
+    """Which of the client's examples a job uses; `holdout` says how large the held-out part is."""
+
+    ALL = "all"
+    TRAINING = "training"
+    HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One invocation of a function's graph.
+
+    `function_dir` holds the unpacked bundle, `parameters` is a file of raw little-endian float32[P], `data`
+    is a data source as `edge_runtime.data.DataSource` reads it (relative paths start at the working
+    directory). `holdout` is the fraction of examples that is never trained on. `memory_mb` bounds the
+    instance's private memory (0: the manifest's figure). `threads` is for the runtime.
+    """
+
+    kind: JobKind
+    function_dir: str
+    parameters: str
+    data: Mapping[str, object]
+    rule: ClientRule = field(default_factory=ClientRule)
+    part: Part = Part.ALL
+    holdout: float = 0.0
+    threads: int = 1
+    memory_mb: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """The job as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> Job:
+        """The job that `to_json` wrote. It comes from our own parent process, so a mistake is a TypeError."""
+        fields: dict[str, Any] = dict(values)
+        rule = dict(fields.pop("rule"))
+        rule["optimizer"] = Optimizer(rule["optimizer"])
+        fields["kind"], fields["part"] = JobKind(fields["kind"]), Part(fields["part"])
+        return cls(rule=ClientRule(**rule), **fields)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one finished job gave.
+
+    `payload` is raw little-endian float32: the update's delta [P] after `train`, the outputs after `infer`
+    (`shape` says how), empty after `evaluate`. `examples` counts distinct examples, `sums` are over them
+    (`loss`, `correct`, ...; after `train`: of the last local epoch, before each step).
+    """
+
+    examples: int
+    steps: int
+    sums: Mapping[str, float]
+    timings_ms: Mapping[str, float]
+    peak_rss_mb: float
+    first_step_wall_ms: int = 0
+    shape: tuple[int, ...] = ()
+    payload: bytes | bytearray = field(default=b"", repr=False)
+
+
+def frame(values: Mapping[str, object]) -> bytes:
+    """One message, framed."""
+    body = json.dumps(values, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body

@@ -1,0 +1,377 @@
+"""The instance: one process that runs one job on a bundle's graph with the TFLite runtime, and ends.
+
+Started by `instance` as `python -m edge_runtime.trainer --fd N`; everything goes over that socketpair
+(`jobs.py`). It imports numpy, the runtime and the standard library, nothing else: its start is part of every
+round. It holds no key and needs no network. The only module that imports the TFLite runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.data import Dataset, DataSource, open_dataset
+from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, JobKind, Part, frame
+from edge_runtime.optimizers import LocalOptimizer, Vector
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Input, Label, Model, parse_bytes
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+except ImportError:
+    try:  # its predecessor, for machines that it has no wheel for
+        from tflite_runtime.interpreter import Interpreter
+    except ImportError:
+        Interpreter = None
+
+Emit = Callable[[Mapping[str, object]], None]
+_PROGRESS_MS = 500.0
+
+
+@dataclass
+class _Result:
+    examples: int
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    payload: memoryview = field(default_factory=lambda: memoryview(b""))
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Graph:
+    """One signature of a `model.tflite`. Raises `PeerError(MODEL_NOT_PORTABLE)` if it does not load."""
+
+    def __init__(self, path: Path, signature: str, threads: int) -> None:
+        if Interpreter is None:
+            raise LocalError(
+                Code.NOT_INSTALLED,
+                "There is no TFLite runtime.",
+                fix="Install fedless[edge] (ai-edge-litert).",
+            )
+        try:
+            self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            self._run = self._interpreter.get_signature_runner(signature)
+        except (ValueError, RuntimeError) as error:
+            raise PeerError(
+                Code.MODEL_NOT_PORTABLE, f"{GRAPH_FILE}, signature {signature}: {str(error)[:300]}."
+            ) from None
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run it once. Raises `PeerError(MODEL_NOT_PORTABLE)` where the inputs do not fit the signature."""
+        try:
+            outputs: dict[str, NDArray[Any]] = self._run(**inputs)
+        except (ValueError, RuntimeError) as error:
+            raise PeerError(
+                Code.MODEL_NOT_PORTABLE, f"{GRAPH_FILE} does not fit its manifest: {str(error)[:300]}."
+            ) from None
+        return outputs
+
+
+class _Feed:
+    """The batch arrays that go into the graph, made once and filled again for every step."""
+
+    def __init__(self, model: Model, dataset: Dataset, *, labels: bool) -> None:
+        self._dataset = dataset
+        specs: list[Input | Label] = [*model.inputs, *(model.labels if labels else ())]
+        self.arrays = {spec.name: np.zeros((model.batch, *spec.shape), spec.dtype) for spec in specs}
+        self.weight: NDArray[np.float32] = np.zeros(model.batch, np.float32)
+        if labels:
+            self.arrays["weight"] = self.weight
+
+    def fill(self, indices: NDArray[np.intp]) -> None:
+        """The examples at `indices`, at most a batch; rows after them are zero and have weight 0."""
+        self._dataset.fill(indices, self.arrays)
+        self.weight[: indices.size] = 1.0
+        self.weight[indices.size :] = 0.0
+
+
+def run(job: Job, emit: Emit) -> _Result:
+    """Do the job. Raises `FedlessError` with the code of what went wrong."""
+    clock = _Clock()
+    directory = Path(job.function_dir)
+    manifest = parse_bytes((directory / MANIFEST_FILE).read_bytes())
+    if manifest.model is None:
+        raise PeerError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model.")
+    _limit_memory(job.memory_mb or manifest.memory_mb)
+    model = manifest.model
+    labels = job.kind is not JobKind.INFER
+    dataset = open_dataset(DataSource.parse(job.data), model, job.function_dir, labels=labels)
+    indices = _indices(job, dataset)
+    clock.lap("data_ms")
+    graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
+    start = _parameters(Path(job.parameters), model)
+    feed = _Feed(model, dataset, labels=labels)
+    clock.lap("load_ms")
+    if job.kind is JobKind.TRAIN:
+        result = _train(job, _Training(model, graph, feed, indices, start), emit)
+    elif job.kind is JobKind.EVALUATE:
+        result = _evaluate(model, graph, feed, indices, start)
+    else:
+        result = _infer(model, graph, feed, indices, start)
+    clock.lap(f"{job.kind}_ms")
+    result.timings_ms = clock.laps
+    return result
+
+
+@dataclass(frozen=True)
+class _Training:
+    model: Model
+    graph: Graph
+    feed: _Feed
+    indices: NDArray[np.intp]
+    start: Vector
+
+
+def _train(job: Job, training: _Training, emit: Emit) -> _Result:
+    """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first."""
+    rule, model, count = job.rule, training.model, training.indices.size
+    weights = training.start.copy()
+    optimizer = LocalOptimizer(rule, training.start)
+    random = np.random.Generator(np.random.PCG64(rule.seed))
+    noise = _Noise(model, rule.seed)
+    per_epoch = -(-count // model.batch)
+    total = min(rule.max_steps or per_epoch * rule.local_epochs, per_epoch * rule.local_epochs)
+    reporter = _Reporter(emit, total)
+    loss_sum = 0.0
+    order = training.indices
+    for step in range(total):
+        at = step % per_epoch * model.batch
+        if at == 0:
+            order, loss_sum = random.permutation(training.indices), 0.0
+        batch = order[at : at + model.batch]
+        training.feed.fill(batch)
+        outputs = training.graph(params=weights, **training.feed.arrays, **noise.draw())
+        gradient, loss = _gradient(outputs, model)
+        loss_sum += loss * batch.size
+        optimizer.step(weights, gradient)
+        reporter.step(step + 1, step // per_epoch + 1, loss)
+    weights -= training.start
+    if not np.isfinite(np.dot(weights, weights)):
+        raise PeerError(
+            Code.NOT_FINITE,
+            f"After {total} steps the weights hold NaN or infinite numbers.",
+            fix="Lower the task's learning rate.",
+        )
+    return _Result(count, total, {"loss": loss_sum}, weights.shape, weights.data.cast("B"))
+
+
+def _gradient(outputs: Mapping[str, NDArray[Any]], model: Model) -> tuple[Vector, float]:
+    gradient, loss = outputs.get("grad"), outputs.get("loss")
+    if gradient is None or loss is None or gradient.shape != (model.parameters,):
+        raise PeerError(
+            Code.MODEL_NOT_PORTABLE,
+            f"The signature grad must return grad f32[{model.parameters}] and loss f32[1]; "
+            f"it returns {', '.join(f'{name} {list(value.shape)}' for name, value in outputs.items())}.",
+        )
+    return gradient, float(loss[0])
+
+
+def _evaluate(
+    model: Model, graph: Graph, feed: _Feed, indices: NDArray[np.intp], parameters: Vector
+) -> _Result:
+    """Sums over the examples: `loss` and the manifest's metrics."""
+    names = {"loss": "loss_sum", **{metric: metric for metric in model.metrics}}
+    sums = dict.fromkeys(names, 0.0)
+    steps = 0
+    for at in range(0, indices.size, model.batch):
+        feed.fill(indices[at : at + model.batch])
+        outputs = graph(params=parameters, **feed.arrays)
+        for name, output in names.items():
+            sums[name] += float(outputs[output][0])
+        steps += 1
+    if not np.isfinite(list(sums.values())).all():
+        raise PeerError(Code.NOT_FINITE, "The evaluation gave NaN or infinite numbers.")
+    return _Result(indices.size, steps, sums)
+
+
+def _infer(model: Model, graph: Graph, feed: _Feed, indices: NDArray[np.intp], parameters: Vector) -> _Result:
+    """The graph's `outputs` float32[N, ...], in the order of the data."""
+    rows = []
+    for at in range(0, indices.size, model.batch):
+        batch = indices[at : at + model.batch]
+        feed.fill(batch)
+        rows.append(graph(params=parameters, **feed.arrays)["outputs"][: batch.size])
+    outputs = np.ascontiguousarray(np.concatenate(rows), "<f4")
+    return _Result(indices.size, len(rows), {}, outputs.shape, outputs.data.cast("B"))
+
+
+class _Noise:
+    """The random inputs that the manifest declares (dropout masks); they are no secret."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        self._specs = [
+            (spec.name, (model.batch, *spec.shape), np.float32(spec.keep)) for spec in model.randomness
+        ]
+        self._random = np.random.Generator(np.random.PCG64([seed, 1]))
+
+    def draw(self) -> dict[str, NDArray[np.float32]]:
+        """New masks for one step: 1/keep with probability keep, else 0."""
+        return {
+            name: (self._random.random(shape, np.float32) < keep).astype(np.float32) / keep
+            for name, shape, keep in self._specs
+        }
+
+
+class _Reporter:
+    """Events while training: the first step at once, progress at most every half second and at the end."""
+
+    def __init__(self, emit: Emit, total: int) -> None:
+        self._emit, self._total = emit, total
+        self._last_ms = 0.0
+
+    def step(self, step: int, epoch: int, loss: float) -> None:
+        """Called after each optimiser step."""
+        now_ms = time.monotonic() * 1000
+        if step == 1:
+            self._emit({"event": "first_step", "monotonic_ms": now_ms, "wall_ms": round(time.time() * 1000)})
+        if now_ms - self._last_ms >= _PROGRESS_MS or step == self._total:
+            self._last_ms = now_ms
+            self._emit({"event": "progress", "epoch": epoch, "step": step, "of": self._total, "loss": loss})
+
+
+class _Clock:
+    """Named stretches of time, one after another, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """End the present stretch and call it `name`."""
+        now = time.monotonic()
+        self.laps[name] = round((now - self._last) * 1000, 3)
+        self._last = now
+
+
+def _indices(job: Job, dataset: Dataset) -> NDArray[np.intp]:
+    if job.part is Part.ALL:
+        return np.arange(dataset.count)
+    return dataset.part(job.holdout, held_out=job.part is Part.HELD_OUT)
+
+
+def _parameters(path: Path, model: Model) -> Vector:
+    """The model's weights, mapped read-only so that they cost no private memory."""
+    expected, found = model.parameters * 4, path.stat().st_size
+    if found != expected:
+        raise PeerError(Code.WRONG_LENGTH, f"The model must have {expected} bytes of float32, has {found}.")
+    vector: Vector = np.memmap(path, "<f4", "r").view(np.ndarray)
+    return vector
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """RLIMIT_DATA, not RLIMIT_AS: the latter counts mapped libraries, which are three times the real use."""
+    limit = memory_mb << 20
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit <= hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def runtime_name() -> str:
+    """Which TFLite runtime this interpreter has, with its version; empty if none."""
+    from importlib import metadata  # noqa: PLC0415  (10 ms that a start does not need)
+
+    module = "" if Interpreter is None else Interpreter.__module__.split(".")[0]
+    name = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}.get(module, "")
+    return f"{name} {metadata.version(name)}" if name else ""
+
+
+def peak_rss_mb() -> float:
+    """This process's peak memory: VmHWM, as ru_maxrss would carry the parent's peak over the exec."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _receive_job(link: socket.socket) -> Job | None:
+    """The job, or None if the parent went away before it sent one."""
+    with link.makefile("rb", buffering=0) as stream:
+        head = _exactly(stream, LENGTH.size)
+        if head is None:
+            return None
+        (length,) = LENGTH.unpack(head)
+        body = _exactly(stream, length) if length <= MAX_FRAME_BYTES else None
+    return None if body is None else Job.from_json(json.loads(body))
+
+
+def _exactly(stream: Any, length: int) -> bytes | None:  # noqa: ANN401  (a raw socket file has no public type)
+    data = b""
+    while len(data) < length:
+        piece = stream.read(length - len(data))
+        if not piece:
+            return None
+        data += piece
+    return data
+
+
+def serve(link: socket.socket) -> int:
+    """Say ready, take one job, do it, answer. 0 if the answer is `done` or there was no job."""
+
+    def emit(values: Mapping[str, object]) -> None:
+        link.sendall(frame(values))
+
+    emit({"event": "ready", "monotonic_ms": time.monotonic() * 1000})
+    job = _receive_job(link)
+    if job is None:
+        return 0
+    emit({"event": "started", "monotonic_ms": time.monotonic() * 1000})
+    try:
+        result = run(job, emit)
+    except FedlessError as error:
+        emit(_failed(error.code, error.detail, error.fix))
+    except MemoryError as error:
+        emit(_failed(Code.INSTANCE_MEMORY, str(error)))
+    except OSError as error:
+        emit(_failed(Code.INSTANCE_FAILED, f"{type(error).__name__}: {error}."))
+        raise
+    except Exception as error:
+        emit(_failed(Code.INSTANCE_FAILED, f"{type(error).__name__}: {str(error)[:500]}."))
+        raise
+    else:
+        emit(_done(result))
+        link.sendall(result.payload)
+        return 0
+    return 1
+
+
+def _failed(code: Code, detail: str, fix: str = "") -> dict[str, object]:
+    return {"event": "failed", "code": code.value, "detail": detail[:1000], "fix": fix}
+
+
+def _done(result: _Result) -> dict[str, object]:
+    return {
+        "event": "done",
+        "examples": int(result.examples),
+        "steps": result.steps,
+        "sums": result.sums,
+        "shape": list(result.shape),
+        "timings_ms": result.timings_ms,
+        "peak_rss_mb": peak_rss_mb(),
+        "payload_bytes": result.payload.nbytes,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m edge_runtime.trainer --fd N`."""
+    flag, number = arguments
+    if flag != "--fd":
+        sys.exit("usage: python -m edge_runtime.trainer --fd N")
+    with socket.socket(fileno=int(number)) as link:
+        try:
+            return serve(link)
+        except BrokenPipeError:  # the parent is gone: nobody wants the answer
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

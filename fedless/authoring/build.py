@@ -1,0 +1,97 @@
+"""`build_function`: a `Model` becomes a function directory, through the author's gate.
+
+The directory holds `function.toml`, `model.tflite`, `initial.f32` (raw little-endian float32, version 0 of
+the model; it is not part of the bundle) and the author's own Python files. `sign.pack_and_sign` makes a
+bundle of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from fedless.authoring import check
+from fedless.authoring.convert import convert
+from fedless.authoring.model import Model
+from fedless.protocol import manifest
+from fedless.protocol.errors import Code, LocalError
+
+_SPARE = 1.5
+_STEP_MB = 64
+
+
+def build_function(
+    model: Model,
+    out_dir: Path,
+    *,
+    name: str,
+    version: int = 1,
+    licence: str = "",
+    timeout_ms: int = 600_000,
+    memory_mb: int = 0,
+    files: Sequence[Path] = (),
+) -> manifest.Manifest:
+    """The author: convert, check and write the function directory `out_dir`; the manifest that was written.
+
+    `memory_mb` 0 means half as much again as the check needed. `files` are the author's own Python files,
+    such as `provider.py`. Raises `LocalError`: MODEL_NOT_PORTABLE, or STATE_EXISTS if `out_dir` holds
+    something that is not a function.
+    """
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / manifest.MANIFEST_FILE).exists():
+        raise LocalError(
+            Code.STATE_EXISTS,
+            f"{out_dir} holds something that is not a function.",
+            fix="Name an empty directory.",
+        )
+    graph = convert(model)
+    check.inspect_graph(graph)
+    agreement = check.compare(model, graph)
+    initial = model.initial.astype("<f4").tobytes()
+    described = manifest.Manifest(
+        name=name,
+        version=version,
+        memory_mb=memory_mb or _rounded(agreement.peak_memory_mb * _SPARE),
+        timeout_ms=timeout_ms,
+        licence=licence,
+        model=_described(model, initial),
+        check=manifest.Check(
+            tensorflow=tf.__version__,
+            runtime=agreement.runtime,
+            gradient_error=float(np.format_float_scientific(agreement.gradient_error, 1)),
+            model_bytes=len(graph),
+            peak_memory_mb=agreement.peak_memory_mb,
+        ),
+    )
+    text = manifest.dump(described)
+    manifest.parse(text)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / manifest.GRAPH_FILE).write_bytes(graph)
+    (out_dir / manifest.INITIAL_FILE).write_bytes(initial)
+    for file in files:
+        shutil.copyfile(file, out_dir / file.name)
+    (out_dir / manifest.MANIFEST_FILE).write_text(text, encoding="utf-8")
+    return described
+
+
+def _described(model: Model, initial: bytes) -> manifest.Model:
+    return manifest.Model(
+        parameters=model.parameters,
+        batch=model.batch,
+        loss=model.loss,
+        initial_sha256=hashlib.sha256(initial).hexdigest(),
+        tensors=model.tensors,
+        inputs=(model.input,),
+        labels=(model.label,),
+        metrics=model.metrics,
+        randomness=model.randomness,
+    )
+
+
+def _rounded(memory_mb: float) -> int:
+    """Up to the next multiple of 64, and at least 192: the interpreter's own reservations count too."""
+    return max(192, -(-int(memory_mb) // _STEP_MB) * _STEP_MB)
