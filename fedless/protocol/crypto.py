@@ -67,6 +67,7 @@ class Label(StrEnum):
     ROUND_CTX = "round-ctx"
     HELPER_CTX = "helper-ctx"
     CLOSE_SET = "close-set"
+    SEED = "seed"
     # -- bound as associated data or HPKE info
     SHARE = "share"
     HELPER = "helper"

@@ -1,6 +1,6 @@
 """*Pure.* The messages of helper mode, and exactly what of them is hashed and signed.
 
-As in `messages.py`: every hash and signature is over `crypto.info(label, ...)`; docs/security.md has the tables.
+As in `messages.py`: every hash and signature is over `crypto.info(label, ...)`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedless.protocol.crypto import Label, Prg, digest, info
+from fedless.protocol.crypto import Label, Prg, digest, ecdsa_verify, info, p256_public_der
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Mode
 from fedless.protocol.secagg.ring import RingEncoding
@@ -30,6 +30,15 @@ class Member:
     client_id: str
     is_device: bool
     public_key: ec.EllipticCurvePublicKey
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The public key as bytes, to tell two members apart."""
+        return p256_public_der(self.public_key)
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Whether the member signed `message`."""
+        return ecdsa_verify(self.public_key, signature, message)
 
 
 Sign = Callable[[bytes], bytes]
@@ -88,8 +97,8 @@ class Roster:
     """M1, aggregator to client: the members of a key epoch; entry number i (from 1) is member i.
 
     `neighbours` k is n - 1 (complete graph), `threshold` t, `slots` B, `graph_seed` 32 bytes (bound,
-    unused by the complete graph). `at_ms` is the moment at which certificates are checked, `ends_at_ms` until when they
-    must be valid; `signature` (Ed25519) covers both and the roster's hash.
+    unused by the complete graph). Certificates are checked at `at_ms` and must be valid until `ends_at_ms`;
+    `signature` (Ed25519) covers both and the roster's hash.
     """
 
     epoch: int
@@ -105,7 +114,7 @@ class Roster:
 
     @property
     def hash(self) -> bytes:
-        """H("roster", e, mode, k, t, B, seed, H("roster-entries", [(i, id, cert, C, [S], [com], sig)])): rh."""
+        """H("roster", e, mode, k, t, B, seed, H("roster-entries", [(i, id, cert, C, [S], [com], sig)]))."""
         entries = digest(
             Label.ROSTER_ENTRIES,
             [

@@ -46,7 +46,8 @@ class RingEncoding:
     `dimension` P (0: an evaluation, extras only), `bits` w, `clip` C per coordinate, `scale` S,
     `weight_scale` S_w, `max_examples` W_max, `l2_clip` C2 (0: off), `uniform`: every client weighs 1 (always
     under differential privacy), `member_sigma`: standard deviation, in ring steps, of the discrete Gaussian
-    noise that each member adds (0: none), `sum_sigma`: of all noise in the sum, wherever it is added.
+    noise that each member adds (0: none), `helper_sigma`: that the helper adds, `sum_sigma`: of all noise in
+    the sum, wherever it is added.
     """
 
     dimension: int
@@ -58,6 +59,7 @@ class RingEncoding:
     l2_clip: float = 0.0
     uniform: bool = False
     member_sigma: float = 0.0
+    helper_sigma: float = 0.0
     sum_sigma: float = 0.0
     extras: tuple[Extra, ...] = ()
 
@@ -85,6 +87,7 @@ class RingEncoding:
             f64(self.l2_clip),
             int(self.uniform),
             f64(self.member_sigma),
+            f64(self.helper_sigma),
             f64(self.sum_sigma),
             [(extra.name, f64(extra.bound)) for extra in self.extras],
         )
@@ -101,6 +104,7 @@ def plan(  # noqa: PLR0913 - the fields of an encoding
     extras: tuple[Extra, ...] = (),
     sum_noise: float = 0.0,
     member_noise: float = 0.0,
+    helper_noise: float = 0.0,
 ) -> RingEncoding:
     """The aggregator: the finest encoding in which the sum over `n` members cannot overflow.
 
@@ -133,6 +137,7 @@ def plan(  # noqa: PLR0913 - the fields of an encoding
         l2_clip=l2_clip,
         uniform=sum_noise > 0,
         member_sigma=member_noise * scale,
+        helper_sigma=helper_noise * scale,
         sum_sigma=sum_noise * scale,
         extras=extras,
     )
@@ -149,8 +154,8 @@ def check(encoding: RingEncoding, n: int) -> None:
         raise PeerError(Code.RING_OVERFLOW, "Expected 16 or 32 bits, a scale and max_examples of 1 or more.")
     if not all(math.isfinite(x) and x >= 0 for x in _floats(encoding)) or encoding.clip == 0:
         raise PeerError(Code.RING_OVERFLOW, "Expected finite bounds: clip above 0, the others 0 or more.")
-    if encoding.sum_sigma < encoding.member_sigma:
-        raise PeerError(Code.RING_OVERFLOW, "Expected a noise of the sum at least as large as one member's.")
+    if encoding.sum_sigma < max(encoding.member_sigma, encoding.helper_sigma):
+        raise PeerError(Code.RING_OVERFLOW, "Expected a noise of the sum at least as large as one party's.")
     needed, half = _bound(encoding, n), _half(encoding.bits)
     if needed > half:
         raise PeerError(
@@ -161,7 +166,7 @@ def check(encoding: RingEncoding, n: int) -> None:
         )
     if n * encoding.weight_scale > 2**encoding.bits - 1:
         raise PeerError(Code.RING_OVERFLOW, f"{n} weights of {encoding.weight_scale} do not fit in the ring.")
-    if encoding.uniform is False and (encoding.member_sigma or encoding.sum_sigma):
+    if encoding.sum_sigma and not encoding.uniform:
         raise PeerError(
             Code.RING_OVERFLOW, "Noise needs uniform weights: a weight would be sent without noise."
         )
@@ -174,6 +179,7 @@ def _floats(encoding: RingEncoding) -> tuple[float, ...]:
         encoding.clip,
         encoding.l2_clip,
         encoding.member_sigma,
+        encoding.helper_sigma,
         encoding.sum_sigma,
         *(extra.bound for extra in encoding.extras),
     )
