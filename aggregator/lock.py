@@ -1,0 +1,34 @@
+"""One aggregator per state directory: a lock that dies with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedless.protocol.errors import Code, LocalError
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Holds the state directory for this process; makes it (0700) if it is not there.
+
+    Raises `LocalError` STATE_LOCKED naming the process that holds it, or STATE_MISSING.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LocalError(Code.STATE_MISSING, f"{error}.", fix="Check state.directory and its rights.") from error
+    with os.fdopen(descriptor, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            detail = f"Process {file.read(20).strip() or 'unknown'} holds {directory}."
+            raise LocalError(Code.STATE_LOCKED, detail, fix="Stop it first.") from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,233 @@
+"""The gRPC services for clients: authenticate, decode, call, encode. No decision is made here.
+
+Enrollment (server TLS only) listens on loopback behind `front.py`; Fleet and Rounds listen on the
+fleet port, where every connection brings a client certificate of this fleet. The Operator service
+on the same port is in `service_operator.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from aggregator.authority import Caller, Callers
+from aggregator.blobs import Blobs
+from aggregator.coordinator import Coordinator
+from aggregator.enrollment import Registrar
+from aggregator.front import FailedClaims
+from aggregator.interfaces import Clock
+from aggregator.service_guard import CLIENTS, Context, Guarded, guarded, guarded_stream, refuse
+from aggregator.store import fleet as store
+from aggregator.store.engine import Database
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import CHUNK_BYTES, CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX
+from fedless.v1 import core_pb2, enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+from fedless.v1 import rounds_pb2, rounds_pb2_grpc
+
+CLAIM_FAULTS = frozenset({Code.CLAIM_UNKNOWN, Code.CLAIM_USED, Code.CLAIM_EXPIRED})
+# Keepalive for NAT: a dead peer is found within about 80 s; clients may ping every 20 s without being scolded.
+OPTIONS = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second service on the same port is an error, not a partner
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.http2.max_ping_strikes", 3),
+)
+
+
+class EnrollmentService(enrollment_pb2_grpc.EnrollmentServicer):
+    """Exchanges claims for certificates; `address_of` maps a loopback port to the real caller."""
+
+    def __init__(
+        self, registrar: Registrar, failed: FailedClaims, address_of: Callable[[int], str]
+    ) -> None:
+        self._registrar = registrar
+        self._failed = failed
+        self._address_of = address_of
+
+    async def Enroll(  # noqa: N802 - gRPC's name
+        self, request: enrollment_pb2.EnrollRequest, context: Context
+    ) -> enrollment_pb2.EnrollReply:
+        """See enrollment.proto."""
+        port = context.peer().rpartition(":")[2]
+        address = self._address_of(int(port) if port.isdigit() else 0)
+        try:
+            self._failed.check(address)
+            enrollment = await self._registrar.enroll(wire.enroll_request_from_pb(request), address)
+        except Exception as error:  # noqa: BLE001 - the border: no error may leave as it is
+            if isinstance(error, PeerError) and error.code in CLAIM_FAULTS:
+                self._failed.add(address)
+            await refuse(context, error, "Enroll")
+        return wire.enrollment_to_pb(enrollment)
+
+
+class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
+    """What enrolled clients may always call."""
+
+    def __init__(self, registrar: Registrar, database: Database, blobs: Blobs, clock: Clock) -> None:
+        super().__init__(registrar.callers, clock)
+        self._registrar = registrar
+        self._database = database
+        self._blobs = blobs
+
+    @guarded(CLIENTS)
+    async def Renew(self, request: fleet_pb2.RenewRequest, caller: Caller) -> fleet_pb2.RenewReply:  # noqa: N802
+        """See fleet.proto; keys stay as they were, so their lists are empty."""
+        issued = await self._registrar.renew(caller.name.id, request.csr_der)
+        terms = self._registrar.terms
+        return fleet_pb2.RenewReply(
+            chain_der=issued.chain_der,
+            endpoints=wire.endpoints_to_pb(terms.endpoints),
+            policy=wire.policy_to_pb(terms.policy),
+            now_ms=self.clock(),
+        )
+
+    @guarded(CLIENTS)
+    async def ReportStatus(self, request: fleet_pb2.DeviceStatus, caller: Caller) -> fleet_pb2.StatusReply:  # noqa: N802
+        """See fleet.proto."""
+        profile, now_ms = asdict(wire.status_from_pb(request)), self.clock()
+        await self._database.run(lambda c: store.set_profile(c, caller.name.id, profile, now_ms))
+        return fleet_pb2.StatusReply(now_ms=now_ms)
+
+    @guarded_stream(CLIENTS)
+    async def FetchBlob(  # noqa: N802
+        self, request: fleet_pb2.BlobRequest, _caller: Caller
+    ) -> AsyncIterator[fleet_pb2.BlobChunk]:
+        """See fleet.proto."""
+        total = self._blobs.size(request.digest)
+        if request.offset == total:
+            yield fleet_pb2.BlobChunk(total_bytes=total)
+        async for data in self._blobs.read(request.digest, request.offset, CHUNK_BYTES):
+            yield fleet_pb2.BlobChunk(data=data, total_bytes=total)
+            total = 0  # in the first chunk only
+
+
+class RoundsService(Guarded, rounds_pb2_grpc.RoundsServicer):
+    """One pass of a client through a round."""
+
+    def __init__(
+        self, callers: Callers, coordinator: Coordinator, clock: Clock, progress_timeout_s: float
+    ) -> None:
+        super().__init__(callers, clock)
+        self._coordinator = coordinator
+        self._progress_timeout_s = progress_timeout_s
+
+    @guarded(CLIENTS)
+    async def CheckIn(self, request: rounds_pb2.CheckInRequest, caller: Caller) -> rounds_pb2.CheckInReply:  # noqa: N802
+        """See rounds.proto."""
+        reply = await self._coordinator.check_in(caller.name.id, wire.check_in_from_pb(request))
+        return wire.check_in_reply_to_pb(reply)
+
+    @guarded(CLIENTS)
+    async def BeginReport(self, request: rounds_pb2.ReportHeader, caller: Caller) -> rounds_pb2.ReportOffset:  # noqa: N802
+        """See rounds.proto."""
+        header = wire.report_header_from_pb(request)
+        offset, complete = await self._coordinator.begin_report(caller.name.id, header)
+        return rounds_pb2.ReportOffset(offset=offset, complete=complete)
+
+    @guarded(CLIENTS)
+    async def PutReport(self, requests: AsyncIterator[Any], caller: Caller) -> rounds_pb2.ReportReceipt:  # noqa: N802
+        """See rounds.proto."""
+        pieces = with_timeout(requests, self._progress_timeout_s)
+        first = await anext(pieces, None)
+        if first is None:
+            raise PeerError(Code.MALFORMED, "Expected at least one chunk.")
+        await self._coordinator.put_report(
+            caller.name.id, first.round_id, first.offset, chunk_data(first, pieces)
+        )
+        return rounds_pb2.ReportReceipt(accepted=True, now_ms=self.clock())
+
+    @guarded(CLIENTS)
+    async def PutMetrics(  # noqa: N802
+        self, request: rounds_pb2.InvocationMetrics, caller: Caller
+    ) -> rounds_pb2.MetricsReceipt:
+        """See rounds.proto."""
+        await self._coordinator.put_metrics(caller.name.id, wire.metrics_from_pb(request))
+        return rounds_pb2.MetricsReceipt()
+
+
+async def with_timeout(requests: AsyncIterator[Any], timeout_s: float) -> AsyncIterator[Any]:
+    """The messages of a stream; raises `TimeoutError` when the next one does not come in time."""
+    while True:
+        async with asyncio.timeout(timeout_s):
+            request = await anext(requests, None)
+        if request is None:
+            return
+        yield request
+
+
+async def chunk_data(first: Any, further: AsyncIterator[Any]) -> AsyncIterator[bytes]:  # noqa: ANN401 - generated message
+    """The bytes of an upload's chunks; raises `PeerError` OUT_OF_RANGE for one that is too long."""
+    yield _checked(first.data)
+    async for chunk in further:
+        yield _checked(chunk.data)
+
+
+def _checked(data: bytes) -> bytes:
+    if len(data) > CHUNK_BYTES_MAX:
+        detail = f"Expected chunks of at most {CHUNK_BYTES_MAX} bytes, found {len(data)}."
+        raise PeerError(Code.OUT_OF_RANGE, detail)
+    return data
+
+
+class ServerIdentity:
+    """The service's own certificate and key, read again when the file changes, so renewal needs no restart."""
+
+    def __init__(self, directory: Path, authority_pem: bytes) -> None:
+        self._certificate = directory / "cert.pem"
+        self._key = directory / "cert.key"
+        self._authority_pem = authority_pem
+        self._changed_at_ns = 0
+        self._configuration = self._read()
+
+    def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
+        """Credentials for a port that demands client certificates of the fleet, or does not ask for any."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration, self._fetch, require_client_authentication=client_certificates
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        if self._certificate.stat().st_mtime_ns == self._changed_at_ns:
+            return None
+        return self._read()
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        try:
+            self._changed_at_ns = self._certificate.stat().st_mtime_ns
+            pair = (self._key.read_bytes(), self._certificate.read_bytes())
+        except OSError as error:
+            detail = f"Expected cert.pem and cert.key in {self._certificate.parent}."
+            raise LocalError(Code.STATE_MISSING, detail, fix="Check listen.directory.") from error
+        return grpc.ssl_server_certificate_configuration([pair], self._authority_pem)
+
+
+def new_server(concurrent_calls: int) -> grpc.aio.Server:
+    """A gRPC server with the fleet's limits; services and port are to be added."""
+    return grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=concurrent_calls)
+
+
+def bind(server: grpc.aio.Server, address: str, port: int, credentials: grpc.ServerCredentials) -> int:
+    """Binds a server; the port that it got. Raises `LocalError` PORT_IN_USE."""
+    try:
+        bound = server.add_secure_port(f"{address}:{port}", credentials)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        detail = f"Cannot listen on {address}:{port}."
+        raise LocalError(Code.PORT_IN_USE, detail, fix="Stop what listens there, or change listen.fleet_port.")
+    return bound
+
+
+def endpoints_pb(registrar: Registrar) -> core_pb2.Endpoints:
+    """Where the services are, as the wire carries it."""
+    return wire.endpoints_to_pb(registrar.terms.endpoints)
