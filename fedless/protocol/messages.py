@@ -22,6 +22,7 @@ CHUNK_BYTES = 512 * 1024
 CHUNK_BYTES_MAX = 1024 * 1024
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 LONG_POLL_MS = 25_000
+STEP_BYTES_MAX = 3 * 1024 * 1024
 EXAMPLES_MAX = 2**40
 PARAMETERS_MAX = 2**31
 
@@ -203,21 +204,31 @@ class Enrollment:
 
 @dataclass(frozen=True)
 class CheckIn:
-    """A client asks to take part in the round that its ticket named."""
+    """A client asks to take part in the round that its ticket named.
+
+    `mark` is `secagg.state.Mark` in its codec's bytes; empty where the client has no key state.
+    """
 
     round_id: int
     nonce: bytes
+    mark: bytes = b""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """The client is in: what to do until when. `report_bytes` is 0 for an evaluation."""
+    """The client is in: what to do until when. `report_bytes` is 0 for an evaluation.
+
+    Masked rounds bring M4 in `round_open` (`RoundOpen` or `HelperOpen`, codec); a ticket of kind
+    EPOCH brings the number of slots, and its round id is the key epoch's number.
+    """
 
     task: bytes
     deadline_at_ms: int
     encoding: Encoding
     report_bytes: int
     now_ms: int
+    round_open: bytes = b""
+    epoch_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,7 +244,8 @@ class ReportHeader:
     """What a report is, before its bytes: length and SHA-256 of the payload.
 
     `examples` and `sums` (named sums over the examples, such as `loss` and `correct`) are
-    filled in plain rounds and evaluations only.
+    filled in plain rounds and evaluations only; `masked` is the signed head of a masked report
+    (`MaskedReport` or `HelperReport`, codec).
     """
 
     round_id: int
@@ -242,6 +254,7 @@ class ReportHeader:
     sha256: bytes
     examples: int = 0
     sums: Mapping[str, float] = field(default_factory=dict)
+    masked: bytes = b""
 
 
 @dataclass(frozen=True)

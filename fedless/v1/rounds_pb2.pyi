@@ -21,23 +21,134 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class EpochStep(_message.Message):
+    """One message of a key epoch's set-up; `message` is the dataclass of fedless.protocol.secagg in the encoding
+    of its codec (docs/security.md has the tables); empty: not yet there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    message: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpochStep: _TypeAlias = EpochStep  # noqa: Y015
+
+@_typing.final
+class EpochQuery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpochQuery: _TypeAlias = EpochQuery  # noqa: Y015
+
+@_typing.final
+class RoundStep(_message.Message):
+    """One message of a masked round, encoded alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.int
+    message: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.int = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundStep: _TypeAlias = RoundStep  # noqa: Y015
+
+@_typing.final
+class RoundQuery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundQuery: _TypeAlias = RoundQuery  # noqa: Y015
+
+@_typing.final
+class StepReceipt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOW_MS_FIELD_NUMBER: _builtins.int
+    now_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        now_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now_ms", b"now_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepReceipt: _TypeAlias = StepReceipt  # noqa: Y015
+
+@_typing.final
 class CheckInRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUND_ID_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     nonce: _builtins.bytes
     """16 bytes: the ticket's"""
+    mark: _builtins.bytes
+    """pairwise mode: how far this client's key state has come (Mark, codec); empty: it has none"""
     def __init__(
         self,
         *,
         round_id: _builtins.int = ...,
         nonce: _builtins.bytes = ...,
+        mark: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "round_id", b"round_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark", "nonce", b"nonce", "round_id", b"round_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -55,6 +166,8 @@ class CheckInReply(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     REPORT_BYTES_FIELD_NUMBER: _builtins.int
     NOW_MS_FIELD_NUMBER: _builtins.int
+    ROUND_OPEN_FIELD_NUMBER: _builtins.int
+    EPOCH_SLOTS_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     admitted: _builtins.bool
@@ -68,6 +181,10 @@ class CheckInReply(_message.Message):
     report_bytes: _builtins.int
     """exact length of the report that is expected; 0 for an evaluation"""
     now_ms: _builtins.int
+    round_open: _builtins.bytes
+    """masked rounds: M4 (RoundOpen or HelperOpen, codec)"""
+    epoch_slots: _builtins.int
+    """tickets of kind EPOCH: B; the key epoch's number is the ticket's round_id"""
     retry_after_ms: _builtins.int
     """-- when not
     0: not in this round
@@ -83,12 +200,14 @@ class CheckInReply(_message.Message):
         encoding: _builtins.int = ...,
         report_bytes: _builtins.int = ...,
         now_ms: _builtins.int = ...,
+        round_open: _builtins.bytes = ...,
+        epoch_slots: _builtins.int = ...,
         retry_after_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "deadline_at_ms", b"deadline_at_ms", "encoding", b"encoding", "now_ms", b"now_ms", "reason", b"reason", "report_bytes", b"report_bytes", "retry_after_ms", b"retry_after_ms", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted", b"admitted", "deadline_at_ms", b"deadline_at_ms", "encoding", b"encoding", "epoch_slots", b"epoch_slots", "now_ms", b"now_ms", "reason", b"reason", "report_bytes", b"report_bytes", "retry_after_ms", b"retry_after_ms", "round_open", b"round_open", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,6 +243,7 @@ class ReportHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
+    MASKED_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     encoding: _builtins.int
     length_bytes: _builtins.int
@@ -132,6 +252,8 @@ class ReportHeader(_message.Message):
     """32 bytes, of the payload"""
     examples: _builtins.int
     """plain rounds and evaluations: how many examples; 0 in masked rounds"""
+    masked: _builtins.bytes
+    """masked rounds: the signed head (MaskedReport or HelperReport, codec)"""
     @_builtins.property
     def sums(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """plain rounds and evaluations: named sums over the examples (loss, correct)"""
@@ -145,10 +267,11 @@ class ReportHeader(_message.Message):
         sha256: _builtins.bytes = ...,
         examples: _builtins.int = ...,
         sums: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        masked: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "examples", b"examples", "length_bytes", b"length_bytes", "round_id", b"round_id", "sha256", b"sha256", "sums", b"sums"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "examples", b"examples", "length_bytes", b"length_bytes", "masked", b"masked", "round_id", b"round_id", "sha256", b"sha256", "sums", b"sums"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,41 @@ class RoundsStub:
                 request_serializer=fedless_dot_v1_dot_rounds__pb2.InvocationMetrics.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_rounds__pb2.MetricsReceipt.FromString,
                 _registered_method=True)
+        self.PostEpochKeys = channel.unary_unary(
+                '/fedless.v1.Rounds/PostEpochKeys',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+                _registered_method=True)
+        self.GetRoster = channel.unary_unary(
+                '/fedless.v1.Rounds/GetRoster',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.EpochQuery.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+                _registered_method=True)
+        self.PostEpochShares = channel.unary_unary(
+                '/fedless.v1.Rounds/PostEpochShares',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+                _registered_method=True)
+        self.GetInbox = channel.unary_unary(
+                '/fedless.v1.Rounds/GetInbox',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.EpochQuery.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+                _registered_method=True)
+        self.GetUnmaskRequest = channel.unary_unary(
+                '/fedless.v1.Rounds/GetUnmaskRequest',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.RoundQuery.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.FromString,
+                _registered_method=True)
+        self.PostUnmaskResponse = channel.unary_unary(
+                '/fedless.v1.Rounds/PostUnmaskResponse',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+                _registered_method=True)
+        self.GetRoundResult = channel.unary_unary(
+                '/fedless.v1.Rounds/GetRoundResult',
+                request_serializer=fedless_dot_v1_dot_rounds__pb2.RoundQuery.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.FromString,
+                _registered_method=True)
 
 
 class RoundsServicer:
@@ -87,6 +122,50 @@ class RoundsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PostEpochKeys(self, request, context):
+        """-- pairwise mode: the set-up of a key epoch (M0 to M3), then a round's unmasking (M6 to M8).
+        Get* calls wait up to 25 s for what is asked, then answer with an empty message: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoster(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PostEpochShares(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInbox(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUnmaskRequest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PostUnmaskResponse(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoundResult(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoundsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +188,41 @@ def add_RoundsServicer_to_server(servicer, server):
                     servicer.PutMetrics,
                     request_deserializer=fedless_dot_v1_dot_rounds__pb2.InvocationMetrics.FromString,
                     response_serializer=fedless_dot_v1_dot_rounds__pb2.MetricsReceipt.SerializeToString,
+            ),
+            'PostEpochKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostEpochKeys,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.SerializeToString,
+            ),
+            'GetRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoster,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochQuery.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+            ),
+            'PostEpochShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostEpochShares,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.SerializeToString,
+            ),
+            'GetInbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInbox,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.EpochQuery.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+            ),
+            'GetUnmaskRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUnmaskRequest,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.RoundQuery.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.SerializeToString,
+            ),
+            'PostUnmaskResponse': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostUnmaskResponse,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.StepReceipt.SerializeToString,
+            ),
+            'GetRoundResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoundResult,
+                    request_deserializer=fedless_dot_v1_dot_rounds__pb2.RoundQuery.FromString,
+                    response_serializer=fedless_dot_v1_dot_rounds__pb2.RoundStep.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +333,195 @@ class Rounds:
             '/fedless.v1.Rounds/PutMetrics',
             fedless_dot_v1_dot_rounds__pb2.InvocationMetrics.SerializeToString,
             fedless_dot_v1_dot_rounds__pb2.MetricsReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PostEpochKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/PostEpochKeys',
+            fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/GetRoster',
+            fedless_dot_v1_dot_rounds__pb2.EpochQuery.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PostEpochShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/PostEpochShares',
+            fedless_dot_v1_dot_rounds__pb2.EpochStep.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/GetInbox',
+            fedless_dot_v1_dot_rounds__pb2.EpochQuery.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.EpochStep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUnmaskRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/GetUnmaskRequest',
+            fedless_dot_v1_dot_rounds__pb2.RoundQuery.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.RoundStep.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PostUnmaskResponse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/PostUnmaskResponse',
+            fedless_dot_v1_dot_rounds__pb2.RoundStep.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.StepReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoundResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Rounds/GetRoundResult',
+            fedless_dot_v1_dot_rounds__pb2.RoundQuery.SerializeToString,
+            fedless_dot_v1_dot_rounds__pb2.RoundStep.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,16 @@ class RoundsStub:
     """The report's bytes from that offset on."""
     PutMetrics: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.InvocationMetrics, _rounds_pb2.MetricsReceipt]
     """Timings and resources of one invocation."""
+    PostEpochKeys: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.EpochStep, _rounds_pb2.StepReceipt]
+    """-- pairwise mode: the set-up of a key epoch (M0 to M3), then a round's unmasking (M6 to M8).
+    Get* calls wait up to 25 s for what is asked, then answer with an empty message: ask again.
+    """
+    GetRoster: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.EpochQuery, _rounds_pb2.EpochStep]
+    PostEpochShares: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.EpochStep, _rounds_pb2.StepReceipt]
+    GetInbox: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.EpochQuery, _rounds_pb2.EpochStep]
+    GetUnmaskRequest: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.RoundQuery, _rounds_pb2.RoundStep]
+    PostUnmaskResponse: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.RoundStep, _rounds_pb2.StepReceipt]
+    GetRoundResult: _grpc.UnaryUnaryMultiCallable[_rounds_pb2.RoundQuery, _rounds_pb2.RoundStep]
 
 @_typing.type_check_only
 class RoundsAsyncStub(RoundsStub):
@@ -53,6 +63,16 @@ class RoundsAsyncStub(RoundsStub):
     """The report's bytes from that offset on."""
     PutMetrics: _aio.UnaryUnaryMultiCallable[_rounds_pb2.InvocationMetrics, _rounds_pb2.MetricsReceipt]  # type: ignore[assignment]
     """Timings and resources of one invocation."""
+    PostEpochKeys: _aio.UnaryUnaryMultiCallable[_rounds_pb2.EpochStep, _rounds_pb2.StepReceipt]  # type: ignore[assignment]
+    """-- pairwise mode: the set-up of a key epoch (M0 to M3), then a round's unmasking (M6 to M8).
+    Get* calls wait up to 25 s for what is asked, then answer with an empty message: ask again.
+    """
+    GetRoster: _aio.UnaryUnaryMultiCallable[_rounds_pb2.EpochQuery, _rounds_pb2.EpochStep]  # type: ignore[assignment]
+    PostEpochShares: _aio.UnaryUnaryMultiCallable[_rounds_pb2.EpochStep, _rounds_pb2.StepReceipt]  # type: ignore[assignment]
+    GetInbox: _aio.UnaryUnaryMultiCallable[_rounds_pb2.EpochQuery, _rounds_pb2.EpochStep]  # type: ignore[assignment]
+    GetUnmaskRequest: _aio.UnaryUnaryMultiCallable[_rounds_pb2.RoundQuery, _rounds_pb2.RoundStep]  # type: ignore[assignment]
+    PostUnmaskResponse: _aio.UnaryUnaryMultiCallable[_rounds_pb2.RoundStep, _rounds_pb2.StepReceipt]  # type: ignore[assignment]
+    GetRoundResult: _aio.UnaryUnaryMultiCallable[_rounds_pb2.RoundQuery, _rounds_pb2.RoundStep]  # type: ignore[assignment]
 
 class RoundsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -86,5 +106,57 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_rounds_pb2.MetricsReceipt, _abc.Awaitable[_rounds_pb2.MetricsReceipt]]:
         """Timings and resources of one invocation."""
+
+    @_abc_1.abstractmethod
+    def PostEpochKeys(
+        self,
+        request: _rounds_pb2.EpochStep,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.StepReceipt, _abc.Awaitable[_rounds_pb2.StepReceipt]]:
+        """-- pairwise mode: the set-up of a key epoch (M0 to M3), then a round's unmasking (M6 to M8).
+        Get* calls wait up to 25 s for what is asked, then answer with an empty message: ask again.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRoster(
+        self,
+        request: _rounds_pb2.EpochQuery,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.EpochStep, _abc.Awaitable[_rounds_pb2.EpochStep]]: ...
+
+    @_abc_1.abstractmethod
+    def PostEpochShares(
+        self,
+        request: _rounds_pb2.EpochStep,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.StepReceipt, _abc.Awaitable[_rounds_pb2.StepReceipt]]: ...
+
+    @_abc_1.abstractmethod
+    def GetInbox(
+        self,
+        request: _rounds_pb2.EpochQuery,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.EpochStep, _abc.Awaitable[_rounds_pb2.EpochStep]]: ...
+
+    @_abc_1.abstractmethod
+    def GetUnmaskRequest(
+        self,
+        request: _rounds_pb2.RoundQuery,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.RoundStep, _abc.Awaitable[_rounds_pb2.RoundStep]]: ...
+
+    @_abc_1.abstractmethod
+    def PostUnmaskResponse(
+        self,
+        request: _rounds_pb2.RoundStep,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.StepReceipt, _abc.Awaitable[_rounds_pb2.StepReceipt]]: ...
+
+    @_abc_1.abstractmethod
+    def GetRoundResult(
+        self,
+        request: _rounds_pb2.RoundQuery,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rounds_pb2.RoundStep, _abc.Awaitable[_rounds_pb2.RoundStep]]: ...
 
 def add_RoundsServicer_to_server(servicer: RoundsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,6 +33,13 @@ def optional(value: bytes, size: int, name: str) -> bytes:
     return sized(value, size, name) if value else b""
 
 
+def bounded(value: bytes, most: int, name: str) -> bytes:
+    """The bytes, if there are at most `most` of them."""
+    if len(value) > most:
+        raise PeerError(Code.MALFORMED, f"Expected at most {most} bytes in {name}, found {len(value)}.")
+    return value
+
+
 def identifier(value: str, name: str) -> str:
     """The text, if it is an id (1-64 characters of a-z, 0-9 and -)."""
     if not m.ID.fullmatch(value):

@@ -7,16 +7,21 @@ from dataclasses import asdict
 
 from fedless.protocol import messages as m
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.wire.checks import TIME_MAX_MS, member, number, sized, within
+from fedless.protocol.wire.checks import TIME_MAX_MS, bounded, member, number, sized, within
 from fedless.v1 import rounds_pb2
 
 SUMS_MAX = 64
+MARK_BYTES_MAX = 256
+OPEN_BYTES_MAX = 64 * 1024
+HEAD_BYTES_MAX = 32 * 1024
 
 
 def check_in_from_pb(message: rounds_pb2.CheckInRequest) -> m.CheckIn:
     """A client's request to take part."""
     return m.CheckIn(
-        within(message.round_id, 1, 2**63, "round_id"), sized(message.nonce, m.NONCE_BYTES, "nonce")
+        within(message.round_id, 1, 2**63, "round_id"),
+        sized(message.nonce, m.NONCE_BYTES, "nonce"),
+        bounded(message.mark, MARK_BYTES_MAX, "mark"),
     )
 
 
@@ -33,6 +38,8 @@ def check_in_reply_to_pb(reply: m.Offer | m.NotNow) -> rounds_pb2.CheckInReply:
         encoding=reply.encoding,
         report_bytes=reply.report_bytes,
         now_ms=reply.now_ms,
+        round_open=reply.round_open,
+        epoch_slots=reply.epoch_slots,
     )
 
 
@@ -46,6 +53,8 @@ def check_in_reply_from_pb(message: rounds_pb2.CheckInReply) -> m.Offer | m.NotN
         encoding=member(m.Encoding, message.encoding, "encoding"),
         report_bytes=within(message.report_bytes, 0, 4 * m.PARAMETERS_MAX, "report_bytes"),
         now_ms=within(message.now_ms, 1, TIME_MAX_MS, "now_ms"),
+        round_open=bounded(message.round_open, OPEN_BYTES_MAX, "round_open"),
+        epoch_slots=within(message.epoch_slots, 0, 64, "epoch_slots"),
     )
 
 
@@ -58,6 +67,7 @@ def report_header_to_pb(header: m.ReportHeader) -> rounds_pb2.ReportHeader:
         sha256=header.sha256,
         examples=header.examples,
         sums=header.sums,
+        masked=header.masked,
     )
 
 
@@ -74,6 +84,7 @@ def report_header_from_pb(message: rounds_pb2.ReportHeader) -> m.ReportHeader:
         sha256=sized(message.sha256, m.DIGEST_BYTES, "sha256"),
         examples=within(message.examples, 0, m.EXAMPLES_MAX, "examples", Code.EXAMPLE_COUNT),
         sums=dict(message.sums),
+        masked=bounded(message.masked, HEAD_BYTES_MAX, "masked"),
     )
 
 
@@ -104,3 +115,25 @@ def metrics_from_pb(message: rounds_pb2.InvocationMetrics) -> m.InvocationMetric
         agent_rss_mb=message.agent_rss_mb,
         outcome=message.outcome[:64],
     )
+
+
+def epoch_step_to_pb(epoch: int, message: bytes) -> rounds_pb2.EpochStep:
+    """One message of a key epoch's set-up, in the codec's bytes; empty: not yet there."""
+    return rounds_pb2.EpochStep(epoch=epoch, message=message)
+
+
+def epoch_step_from_pb(message: rounds_pb2.EpochStep) -> tuple[int, bytes]:
+    """The key epoch's number and the message's bytes."""
+    epoch = within(message.epoch, 1, 2**63, "epoch")
+    return epoch, bounded(message.message, m.STEP_BYTES_MAX, "message")
+
+
+def round_step_to_pb(round_id: int, message: bytes) -> rounds_pb2.RoundStep:
+    """One message of a masked round's unmasking, in the codec's bytes; empty: not yet there."""
+    return rounds_pb2.RoundStep(round_id=round_id, message=message)
+
+
+def round_step_from_pb(message: rounds_pb2.RoundStep) -> tuple[int, bytes]:
+    """The round's id and the message's bytes."""
+    round_id = within(message.round_id, 1, 2**63, "round_id")
+    return round_id, bounded(message.message, m.STEP_BYTES_MAX, "message")

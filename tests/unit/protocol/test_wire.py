@@ -38,9 +38,20 @@ def test_every_message_survives_the_wire() -> None:
     assert wire.enrollment_from_pb(wire.enrollment_to_pb(ENROLLMENT)) == ENROLLMENT
     for reply in (
         m.Offer(b"task", 9, m.Encoding.RING16, 1_164_052, 1),
+        m.Offer(b"task", 9, m.Encoding.RING32, 2_328_108, 1, round_open=b"M4"),
+        m.Offer(b"", 9, m.Encoding.RING32, 0, 1, epoch_slots=16),
         m.NotNow("not_now", 60_000),
     ):
         assert wire.check_in_reply_from_pb(wire.check_in_reply_to_pb(reply)) == reply
+
+
+def test_a_masked_step_survives_the_wire_and_an_over_long_one_is_refused() -> None:
+    assert wire.epoch_step_from_pb(wire.epoch_step_to_pb(3, b"M1")) == (3, b"M1")
+    assert wire.round_step_from_pb(wire.round_step_to_pb(7, b"M6")) == (7, b"M6")
+    with pytest.raises(PeerError, match="at most"):
+        wire.round_step_from_pb(rounds_pb2.RoundStep(round_id=1, message=bytes(m.STEP_BYTES_MAX + 1)))
+    with pytest.raises(PeerError, match="epoch"):
+        wire.epoch_step_from_pb(rounds_pb2.EpochStep(message=b"M1"))
 
 
 def test_a_tasks_bytes_are_canonical() -> None:
