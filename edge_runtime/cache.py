@@ -1,0 +1,151 @@
+"""Blobs by digest on this disk, `DIR/cache/<sha256 hex>`: models and bundles, bounded, least recently used out first.
+
+An unfinished download is `<digest>.part`, and goes on from its end. A file without that suffix was whole and verified
+when it was renamed; it is verified again on every use, since an SD card forgets. Called by the participant.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from edge_runtime.disk import sync_folder
+from fedless.protocol.errors import Code, LocalError, PeerError
+
+_BLOCK = 1 << 20
+_PART = ".part"
+
+
+class Cache:
+    """`DIR/cache/`, with at most `limit_bytes` in it."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self.folder = folder
+        self.limit_bytes = limit_bytes
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def find(self, digest: bytes) -> Path | None:
+        """The whole, verified blob, marked as just used; None if it is not here (a damaged one is removed)."""
+        path = self.folder / digest.hex()
+        if not path.is_file():
+            return None
+        if _sha256(path) != digest:
+            path.unlink(missing_ok=True)
+            return None
+        os.utime(path)
+        return path
+
+    def part(self, digest: bytes) -> Download:
+        """A download of a blob, begun or to be begun."""
+        return Download(self, digest)
+
+    def size(self) -> int:
+        """Bytes in it, unfinished downloads included."""
+        return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+
+    def make_room(self, needed: int, keep: frozenset[bytes]) -> None:
+        """Remove the least recently used until `needed` more bytes fit; never those in `keep`.
+
+        Raises `LocalError(DISK_FULL)` if they cannot fit at all.
+        """
+        names = {digest.hex() for digest in keep}
+        entries = sorted(
+            (entry for entry in os.scandir(self.folder) if entry.is_file()), key=lambda e: e.stat().st_mtime
+        )
+        total = sum(entry.stat().st_size for entry in entries)
+        for entry in entries:
+            if total + needed <= self.limit_bytes:
+                break
+            if entry.name.removesuffix(_PART) not in names:
+                total -= entry.stat().st_size
+                Path(entry.path).unlink(missing_ok=True)
+        if total + needed > self.limit_bytes:
+            raise LocalError(
+                Code.DISK_FULL,
+                f"The cache may hold {self.limit_bytes} bytes; {total + needed} are needed.",
+                fix="Raise cache_mb of [limits] in edge.toml.",
+            )
+
+
+class Download:
+    """One blob on its way in: `write` what comes, then `finish`. Use as a context manager."""
+
+    def __init__(self, cache: Cache, digest: bytes) -> None:
+        self._cache = cache
+        self._digest = digest
+        self._path = cache.folder / (digest.hex() + _PART)
+        self._hash = hashlib.sha256()
+        self._file = self._path.open("a+b")
+        self._file.seek(0)
+        while block := self._file.read(_BLOCK):
+            self._hash.update(block)
+        self.offset = self._file.tell()
+
+    def write(self, data: bytes) -> None:
+        """The next bytes. Raises `LocalError(DISK_FULL)`; what was written stays for a later attempt."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _explained(error, self._cache.folder) from error
+        self._hash.update(data)
+        self.offset += len(data)
+
+    def finish(self) -> Path:
+        """Verify, sync, rename. Raises `PeerError(WRONG_DIGEST)`, and removes what came, if it is not the blob."""
+        if self._hash.digest() != self._digest:
+            self.discard()
+            raise PeerError(
+                Code.WRONG_DIGEST,
+                f"Expected a blob with SHA-256 {self._digest.hex()[:16]}..., found {self._hash.hexdigest()[:16]}....",
+            )
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _explained(error, self._cache.folder) from error
+        target = self._cache.folder / self._digest.hex()
+        self._path.rename(target)
+        sync_folder(self._cache.folder)
+        return target
+
+    def discard(self) -> None:
+        """Start over next time."""
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Download:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; what came stays."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _explained(error, self._cache.folder) from error
+
+
+def remove_unused_functions(folder: Path, keep: frozenset[bytes], most: int) -> None:
+    """Unpacked bundles: keep those named and the `most` newest."""
+    if not folder.is_dir():
+        return
+    names = {digest.hex() for digest in keep}
+    found = sorted(
+        (e for e in os.scandir(folder) if e.is_dir()), key=lambda e: e.stat().st_mtime, reverse=True
+    )
+    for entry in found[most:]:
+        if entry.name not in names:
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _explained(error: OSError, folder: Path) -> LocalError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LocalError(Code.DISK_FULL, f"{folder} is full.", fix="Free some space on this disk.")
+    return LocalError(Code.STATE_CORRUPT, f"{folder} cannot be written: {error.strerror}.")

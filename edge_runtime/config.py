@@ -1,0 +1,167 @@
+"""The device's few settings, `edge.toml`, as frozen objects.
+
+Read by the command line, `doctor` and the participant with `load`; a file with several mistakes is refused once, with
+all of them. `FEDLESS__LIMITS__THREADS=2` in the environment overrides `threads` of `[limits]`. Every field, its unit
+and its default: `deploy/samples/edge.toml`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_runtime.data.source import DataSource
+from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.tables import Table
+
+FILE = "edge.toml"
+DEFAULT_SOURCE = "default"
+BUILT_AT_MS = 1_793_491_200_000
+"""2026-11-01: a clock before this counts as this. Raised with every release."""
+_SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PREFIX = "FEDLESS__"
+_SECTIONS = ("limits", "agent", "data")
+_STARTER = """\
+# Settings of this device. Every field with its unit and default: deploy/samples/edge.toml of the fedless sources.
+# [data.default]
+# path = "examples.npz"
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this device gives: see the sample for each field."""
+
+    memory_mb: int = 0
+    threads: int = 1
+    cache_mb: int = 512
+    outbox_mb: int = 256
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """How the agent idles and starts participants."""
+
+    keepalive_s: int = 240
+    reconnect_max_s: int = 300
+    wakes_per_minute: int = 30
+    queue: int = 8
+    drain_s: int = 30
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """The whole file. `data` has the sources by name, with absolute paths."""
+
+    limits: Limits = field(default_factory=Limits)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    data: Mapping[str, DataSource] = field(default_factory=dict)
+
+    def source(self, mounts: tuple[str, ...]) -> DataSource:
+        """The participant: the source that a bundle asks for by name, else the only one, else `default`.
+
+        Raises `LocalError(DATA_MISSING)`.
+        """
+        names = mounts or (tuple(self.data) if len(self.data) == 1 else (DEFAULT_SOURCE,))
+        found = self.data.get(names[0])
+        if found is None:
+            known = ", ".join(sorted(self.data)) or "none"
+            raise LocalError(
+                Code.DATA_MISSING,
+                f"Expected a data source named {names[0]!r}; this device has: {known}.",
+                fix=f"Describe it as [data.{names[0]}] in {FILE}.",
+            )
+        return found
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
+    """The settings in the file, or the defaults if there is no file. Raises `LocalError(CONFIG_INVALID)`."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        values = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LocalError(Code.CONFIG_INVALID, f"{path}: {error}.") from error
+    complaints: list[str] = []
+    _override(values, os.environ if environ is None else environ, complaints)
+    sources = values.pop("data", {})
+    root = Table.root(values)
+    config = EdgeConfig(_limits(root), _agent(root), _sources(sources, path.resolve().parent, complaints))
+    complaints = root.close() + complaints
+    if complaints:
+        raise LocalError(Code.CONFIG_INVALID, f"{path}: " + "; ".join(complaints) + ".")
+    return config
+
+
+def starter() -> str:
+    """What `fedless-edge enroll` writes where there is no file yet."""
+    return _STARTER
+
+
+def _limits(root: Table) -> Limits:
+    table = root.optional("limits") or Table.root({})
+    return Limits(
+        memory_mb=table.integer("memory_mb", 0, 1 << 20, Limits.memory_mb),
+        threads=table.integer("threads", 1, 64, Limits.threads),
+        cache_mb=table.integer("cache_mb", 16, 1 << 20, Limits.cache_mb),
+        outbox_mb=table.integer("outbox_mb", 1, 1 << 20, Limits.outbox_mb),
+    )
+
+
+def _agent(root: Table) -> AgentSettings:
+    table = root.optional("agent") or Table.root({})
+    return AgentSettings(
+        keepalive_s=table.integer("keepalive_s", 240, 3600, AgentSettings.keepalive_s),
+        reconnect_max_s=table.integer("reconnect_max_s", 1, 3600, AgentSettings.reconnect_max_s),
+        wakes_per_minute=table.integer("wakes_per_minute", 1, 6000, AgentSettings.wakes_per_minute),
+        queue=table.integer("queue", 1, 64, AgentSettings.queue),
+        drain_s=table.integer("drain_s", 0, 3600, AgentSettings.drain_s),
+    )
+
+
+def _sources(values: object, folder: Path, complaints: list[str]) -> dict[str, DataSource]:
+    if not isinstance(values, dict):
+        complaints.append("data: must be a table of tables, [data.NAME]")
+        return {}
+    sources: dict[str, DataSource] = {}
+    for name, table in values.items():
+        if not isinstance(table, dict) or not _SOURCE_NAME.fullmatch(name):
+            complaints.append(f"data.{name}: must be a table, [data.NAME], NAME of a-z, 0-9 and '-'")
+            continue
+        try:
+            source = DataSource.parse(table)
+        except LocalError as error:
+            complaints.append(f"data.{name}: {error.detail.removeprefix('[data]: ').rstrip('.')}")
+            continue
+        path = str((folder / source.path).absolute())
+        sources[name] = DataSource(source.kind, path, source.columns, source.classes, source.options)
+    return sources
+
+
+def _override(values: dict[str, object], environ: Mapping[str, str], complaints: list[str]) -> None:
+    """Put `FEDLESS__SECTION__KEY` into the tables before they are checked. Other programs' sections are left alone."""
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX):
+            continue
+        section, *keys = name[len(_PREFIX) :].lower().split("__")
+        if section not in _SECTIONS or not keys:
+            continue
+        table = values.setdefault(section, {})
+        for key in keys[:-1]:
+            table = table.setdefault(key, {}) if isinstance(table, dict) else table
+        if isinstance(table, dict):
+            table[keys[-1]] = _plain(environ[name])
+        else:
+            complaints.append(f"{name}: {section} is not a table")
+
+
+def _plain(text: str) -> object:
+    """A TOML value if it is one, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

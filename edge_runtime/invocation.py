@@ -1,0 +1,205 @@
+"""One round of this client, from an accepted ticket to a stored report: check in, download, run, store.
+
+Called by the participant, which has already started the instance, so that its imports and ours overlap. Everything
+that a round may be refused for is raised as `FedlessError`; the participant writes it down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import bundle
+from edge_runtime.cache import Cache, remove_unused_functions
+from edge_runtime.config import EdgeConfig
+from edge_runtime.instance import Instance
+from edge_runtime.jobs import Job, JobKind, Outcome, Part
+from edge_runtime.journal import Journal
+from edge_runtime.keystore import Identity
+from edge_runtime.link import Link, patiently
+from fedless.protocol import wire
+from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import CheckIn, Encoding, Kind, Mode, NotNow, Offer, ReportHeader, Task, Ticket
+
+BUDGET_S = 20.0
+"""For this long a participant itself repeats what failed; then it leaves and is started again later."""
+FUNCTIONS_KEPT = 4
+_SHORT_WAIT_MS = 5_000
+
+
+@dataclass
+class Timings:
+    """Milliseconds of one invocation by phase, and what it weighed. `received` is CLOCK_MONOTONIC of the wake-up."""
+
+    received: float
+    phases: dict[str, float] = field(default_factory=dict)
+    peak_rss_mb: float = 0.0
+
+    def lap(self, name: str, since: float) -> float:
+        """Note the time since `since` (monotonic ms) under `name`; the present moment."""
+        now = monotonic_ms()
+        self.phases[name] = round(now - since, 3)
+        return now
+
+
+@dataclass
+class Invocation:
+    """What one round works with. `observe` is told each step that is complete."""
+
+    identity: Identity
+    config: EdgeConfig
+    journal: Journal
+    cache: Cache
+    functions: Path
+    link: Link
+    instance: Instance
+    observe: Callable[[str, int], None]
+
+    def run(self, ticket: Ticket, timings: Timings) -> tuple[ReportHeader, bytes | bytearray]:
+        """Do the round; the report's header and payload. Raises `FedlessError`."""
+        at = monotonic_ms()
+        offer = self._check_in(ticket)
+        until = monotonic_ms() + offer.deadline_at_ms - offer.now_ms
+        task = self._judge(ticket, offer)
+        self.observe("checked_in", ticket.round_id)
+        at = timings.lap("check_in", at)
+        unpacked, model = self._download(ticket, task)
+        self.observe("downloaded", ticket.round_id)
+        at = timings.lap("download", at)
+        outcome = self._train(ticket, task, unpacked, model, until, timings)
+        self.observe("trained", ticket.round_id)
+        timings.lap("run", at)
+        timings.peak_rss_mb = outcome.peak_rss_mb
+        return _report(ticket, task, offer, outcome), outcome.payload
+
+    def _check_in(self, ticket: Ticket) -> Offer:
+        """Ask until there is an offer; a long wait is NOT_NOW with the time to come back after."""
+        request = CheckIn(ticket.round_id, ticket.nonce)
+        while True:
+            reply = patiently(lambda: self.link.check_in(request), budget_s=BUDGET_S, link=self.link)
+            if isinstance(reply, Offer):
+                self.journal.set_clock(reply.now_ms, time.time_ns() // 1_000_000)
+                return reply
+            if not 0 < reply.retry_after_ms <= _SHORT_WAIT_MS:
+                raise _not_now(reply)
+            time.sleep(reply.retry_after_ms / 1000)
+
+    def _judge(self, ticket: Ticket, offer: Offer) -> Task:
+        """The task, if it is the one that was signed and is allowed here."""
+        if hashlib.sha256(offer.task).digest() != ticket.task_digest:
+            raise PeerError(Code.WRONG_DIGEST, "The task is not the one that the ticket names.")
+        task = wire.task_from_bytes(offer.task)
+        if task.bundle_digest != ticket.bundle_digest:
+            raise PeerError(Code.WRONG_DIGEST, "The task's bundle is not the one that the ticket names.")
+        self.identity.policy.check_mode(task.mode)
+        if task.mode is not Mode.PLAIN:
+            raise PeerError(Code.TICKET_NOT_ALLOWED, f"This runtime takes part in plain rounds, not {task.mode} ones.")
+        if offer.encoding is not Encoding.FLOAT32:
+            raise PeerError(Code.WRONG_ENCODING, f"Expected float32 in a plain round, found {offer.encoding.name}.")
+        expected = 4 * task.parameters if ticket.kind is Kind.TRAIN else 0
+        if offer.report_bytes != expected:
+            detail = f"Expected a report of {expected} bytes, found {offer.report_bytes} asked for."
+            raise PeerError(Code.WRONG_LENGTH, detail)
+        return task
+
+    def _download(self, ticket: Ticket, task: Task) -> tuple[bundle.Unpacked, Path]:
+        """Bundle and model, beside each other; what is here already is not asked for."""
+        with ThreadPoolExecutor(2, "download") as pool:
+            keep = frozenset({ticket.bundle_digest, ticket.model_digest})
+            model = pool.submit(self._blob, ticket.model_digest, 4 * task.parameters, keep)
+            unpacked = self._function(ticket.bundle_digest, keep)
+            return unpacked, model.result()
+
+    def _function(self, digest: bytes, keep: frozenset[bytes]) -> bundle.Unpacked:
+        unpacked = bundle.find(self.functions, digest.hex())
+        if unpacked is None:
+            data = self._blob(digest, MAX_BUNDLE_BYTES, keep).read_bytes()
+            # The mark of the newest version is judged by name, which only the verified manifest tells.
+            manifest, _ = bundle.verify(data, digest.hex(), self.identity.publishers)
+            newest = self.journal.newest_version(manifest.name)
+            unpacked = bundle.unpack(data, digest.hex(), self.identity.publishers, self.functions, newest)
+            remove_unused_functions(self.functions, keep, FUNCTIONS_KEPT)
+        self.journal.saw_version(unpacked.manifest.name, unpacked.manifest.version)
+        return unpacked
+
+    def _blob(self, digest: bytes, limit_bytes: int, keep: frozenset[bytes]) -> Path:
+        found = self.cache.find(digest)
+        if found is not None:
+            return found
+        return patiently(lambda: self._fetch(digest, limit_bytes, keep), budget_s=BUDGET_S, link=self.link)
+
+    def _fetch(self, digest: bytes, limit_bytes: int, keep: frozenset[bytes]) -> Path:
+        with self.cache.part(digest) as part:
+            self.cache.make_room(0, keep)
+            for data in self.link.fetch(digest, part.offset, limit_bytes):
+                self.cache.make_room(len(data), keep)
+                part.write(data)
+            return part.finish()
+
+    def _train(
+        self, ticket: Ticket, task: Task, unpacked: bundle.Unpacked, model: Path, until: float, timings: Timings
+    ) -> Outcome:
+        """Give the instance its job, bounded by the manifest's time and the round's deadline."""
+        manifest = unpacked.manifest
+        if manifest.model is None or manifest.model.parameters != task.parameters:
+            found = "no model" if manifest.model is None else f"{manifest.model.parameters} parameters"
+            raise PeerError(Code.MANIFEST_INVALID, f"Expected a model of {task.parameters} parameters, found {found}.")
+        held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
+        limit_mb = self.config.limits.memory_mb
+        job = Job(
+            kind=JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE,
+            function_dir=str(unpacked.directory.absolute()),
+            parameters=str(model.absolute()),
+            data=asdict(self.config.source(manifest.data_mounts)),
+            rule=task.rule,
+            part=held_out if task.holdout > 0 else Part.ALL,
+            holdout=task.holdout,
+            threads=self.config.limits.threads,
+            memory_mb=min(limit_mb, manifest.memory_mb) if limit_mb else manifest.memory_mb,
+        )
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            if event.get("event") == "first_step":
+                timings.phases["first_step"] = round(float(event["monotonic_ms"]) - timings.received, 3)
+
+        left_ms = max(1, int(until - monotonic_ms()))
+        return self.instance.run(job, timeout_ms=min(manifest.timeout_ms, left_ms), on_event=on_event)
+
+
+def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> ReportHeader:
+    """The header; more examples than the task counts are counted as that many, their sums in proportion."""
+    if len(outcome.payload) != offer.report_bytes:
+        detail = f"Expected an update of {offer.report_bytes} bytes, found {len(outcome.payload)}."
+        raise PeerError(Code.INSTANCE_BAD_RESULT, detail)
+    if outcome.examples < 1:
+        raise LocalError(Code.DATA_EMPTY, "No example is left to train on or to evaluate.")
+    counted = min(outcome.examples, task.max_examples)
+    share = counted / outcome.examples
+    return ReportHeader(
+        round_id=ticket.round_id,
+        encoding=Encoding.FLOAT32,
+        length_bytes=len(outcome.payload),
+        sha256=hashlib.sha256(outcome.payload).digest(),
+        examples=counted,
+        sums={name: value * share for name, value in outcome.sums.items()},
+    )
+
+
+def _not_now(reply: NotNow) -> PeerError:
+    code = Code.of(reply.reason) if reply.reason else Code.NOT_NOW
+    return PeerError(
+        Code.NOT_NOW if code is Code.INTERNAL else code,
+        "The aggregator does not need this client now.",
+        retry_after_ms=reply.retry_after_ms or None,
+    )
+
+
+def monotonic_ms() -> float:
+    """CLOCK_MONOTONIC, which all processes of this machine share, in ms."""
+    return time.monotonic() * 1000

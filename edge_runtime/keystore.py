@@ -1,0 +1,244 @@
+"""The device's identity on its disk: key, certificate chain, authority, and what the fleet told it.
+
+`DIR/identity/` holds `key.pem`, `chain.pem`, `authority.pem` and `fleet.json`, each 0600 and replaced whole. The key
+is made here and never leaves. `fleet.json` is written last: with it, the device is enrolled. Called by `enroll`, the
+participant, `doctor` and `status`; the agent reads `fleet.json` and the PEM files itself, since it holds no crypto.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from edge_runtime.disk import sync_folder, write_whole
+from fedless.protocol import identity
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Endpoints, Enrollment, Mode, SigningKey
+from fedless.protocol.secagg.epochs import Trust
+from fedless.protocol.secagg.policy import Policy
+
+KEY, CHAIN, AUTHORITY, FLEET = "key.pem", "chain.pem", "authority.pem", "fleet.json"
+_AUTHORITY_PREFIX = "@authority-"
+_AGAIN = "Enroll again: `fedless-edge enroll`, with a new claim."
+
+
+@dataclass(frozen=True)
+class Identity:
+    """An enrolled device: who it is, what it trusts, where it calls. PEM texts as bytes."""
+
+    fleet: str
+    client_id: str
+    endpoints: Endpoints
+    ticket_keys: tuple[SigningKey, ...]
+    publisher_keys: tuple[SigningKey, ...]
+    policy: Policy
+    chain_pem: bytes
+    authority_pem: bytes
+    key_pem: bytes = field(repr=False)
+
+    @property
+    def server_name(self) -> str:
+        """The DNS name that every server of the fleet proves."""
+        return identity.server_name(self.fleet)
+
+    @property
+    def publishers(self) -> dict[bytes, bytes]:
+        """Key id -> raw Ed25519 key of those whose bundles are run."""
+        return {key.key_id: key.public_key for key in self.publisher_keys}
+
+    @property
+    def not_after_ms(self) -> int:
+        """When the device's certificate ends, Unix ms."""
+        leaf = x509.load_pem_x509_certificates(self.chain_pem)[0]
+        return int(leaf.not_valid_after_utc.timestamp() * 1000)
+
+
+class Keystore:
+    """`DIR/identity/` of one state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.folder = state / "identity"
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether an enrollment was completed here."""
+        return (self.folder / FLEET).is_file()
+
+    def make_key(self) -> ec.EllipticCurvePrivateKey:
+        """The device's key; a new one is on the disk before this returns. A repeat returns the same.
+
+        Raises `LocalError` STATE_CORRUPT for a file that is no P-256 key.
+        """
+        path = self.folder / KEY
+        if path.exists():
+            try:
+                found = serialization.load_pem_private_key(path.read_bytes(), None)
+            except (ValueError, TypeError) as error:
+                raise LocalError(Code.STATE_CORRUPT, f"{path} is not a key.", fix=_AGAIN) from error
+            if not isinstance(found, ec.EllipticCurvePrivateKey):
+                raise LocalError(Code.STATE_CORRUPT, f"{path} is not a P-256 key.", fix=_AGAIN)
+            return found
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(self.folder.parent)
+        key = identity.new_key()
+        write_whole(path, identity.key_pem(key))
+        return key
+
+    def forget(self) -> None:
+        """Before enrolling anew: the old identity is no longer one, and its key is removed."""
+        for name in (FLEET, CHAIN, AUTHORITY, KEY):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.folder.is_dir():
+            sync_folder(self.folder)
+
+    def store(self, enrollment: Enrollment, authority_der: bytes, policy: Policy) -> None:
+        """Keep what Enroll or Renew answered, after its chain was verified; `fleet.json` last."""
+        chain = b"".join(_pem(der) for der in enrollment.chain_der)
+        write_whole(self.folder / AUTHORITY, _pem(authority_der))
+        write_whole(self.folder / CHAIN, chain)
+        write_whole(self.folder / FLEET, _fleet_json(enrollment, policy))
+
+    def set_policy(self, policy: Policy) -> None:
+        """Replace the policy, on the wish of the device's owner."""
+        path = self.folder / FLEET
+        values = _read_json(path)
+        values["policy"] = policy_values(policy)
+        write_whole(path, json.dumps(values, indent=1).encode())
+
+    def load(self) -> Identity:
+        """The identity. Raises `LocalError` STATE_MISSING if not enrolled, STATE_CORRUPT if damaged."""
+        if not self.enrolled:
+            raise LocalError(
+                Code.STATE_MISSING,
+                f"{self.folder.parent} is not enrolled in a fleet.",
+                fix="Run `fedless-edge enroll` with a claim from `fedless fleet claim`.",
+            )
+        values = _read_json(self.folder / FLEET)
+        try:
+            pems = [(self.folder / name).read_bytes() for name in (CHAIN, AUTHORITY, KEY)]
+            places = {name: tuple(values["endpoints"][name]) for name in ("fleet", "mqtt", "enrollment")}
+            return Identity(
+                fleet=values["fleet"],
+                client_id=values["client_id"],
+                endpoints=Endpoints(**places),
+                ticket_keys=_keys(values["ticket_keys"]),
+                publisher_keys=_keys(values["publisher_keys"]),
+                policy=policy_from(values["policy"]),
+                chain_pem=pems[0],
+                authority_pem=pems[1],
+                key_pem=pems[2],
+            )
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            detail = f"{self.folder} is damaged or incomplete ({type(error).__name__})."
+            raise LocalError(Code.STATE_CORRUPT, detail, fix=_AGAIN) from error
+
+    def open_files(self) -> list[str]:
+        """Names of files that others than their owner may read; there must be none."""
+        paths = [self.folder / name for name in (KEY, CHAIN, AUTHORITY, FLEET)]
+        return [str(p) for p in paths if p.exists() and stat.S_IMODE(os.stat(p).st_mode) & 0o077]  # noqa: PTH116
+
+
+def authority_fleet(authority_pem: bytes) -> tuple[bytes, str]:
+    """An authority's certificate in DER and the fleet that it names. Raises `PeerError` CLAIM_FOREIGN."""
+    try:
+        certificate = x509.load_pem_x509_certificate(authority_pem)
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        common = str(names[0].value)
+    except (ValueError, IndexError) as error:
+        raise PeerError(Code.CLAIM_FOREIGN, "What is served there is not an authority's certificate.") from error
+    if not common.startswith(_AUTHORITY_PREFIX):
+        raise PeerError(Code.CLAIM_FOREIGN, "The certificate there is not that of a fleet's authority.")
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return der, common.removeprefix(_AUTHORITY_PREFIX)
+
+
+def policy_values(policy: Policy) -> dict[str, object]:
+    """A policy as JSON values."""
+    return {
+        "minimum_cohort": policy.minimum_cohort,
+        "minimum_threshold": policy.minimum_threshold,
+        "modes": sorted(policy.modes),
+        "count_functions": policy.count_functions,
+        "trust": str(policy.trust),
+        "helper_key_digest": policy.helper_key_digest.hex(),
+    }
+
+
+def policy_from(values: dict[str, object]) -> Policy:
+    """The policy in JSON values; ValueError or TypeError for values that are none."""
+    known = policy_values(Policy())
+    unknown = sorted(values.keys() - known.keys())
+    if unknown:
+        message = f"unknown {', '.join(unknown)}"
+        raise ValueError(message)
+    merged = known | values
+    modes = merged["modes"]
+    if not isinstance(modes, list):
+        message = "modes must be a list"
+        raise TypeError(message)
+    return Policy(
+        minimum_cohort=_whole(merged["minimum_cohort"]),
+        minimum_threshold=_whole(merged["minimum_threshold"]),
+        modes=frozenset(Mode(mode) for mode in modes),
+        count_functions=bool(merged["count_functions"]),
+        trust=Trust(merged["trust"]),
+        helper_key_digest=bytes.fromhex(str(merged["helper_key_digest"])),
+    )
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        message = f"expected a whole number from 0 on, found {value!r}"
+        raise ValueError(message)
+    return value
+
+
+def _fleet_json(enrollment: Enrollment, policy: Policy) -> bytes:
+    values = {
+        "fleet": enrollment.fleet,
+        "client_id": enrollment.client_id,
+        "server_name": identity.server_name(enrollment.fleet),  # for the agent, which cannot compute it
+        "endpoints": {
+            "fleet": enrollment.endpoints.fleet,
+            "mqtt": enrollment.endpoints.mqtt,
+            "enrollment": enrollment.endpoints.enrollment,
+        },
+        "ticket_keys": _keys_values(enrollment.ticket_keys),
+        "publisher_keys": _keys_values(enrollment.publisher_keys),
+        "policy": policy_values(policy),
+    }
+    return json.dumps(values, indent=1).encode()
+
+
+def _keys_values(keys: Sequence[SigningKey]) -> list[dict[str, str]]:
+    return [{"id": key.key_id.hex(), "public": key.public_key.hex()} for key in keys]
+
+
+def _keys(values: list[dict[str, str]]) -> tuple[SigningKey, ...]:
+    return tuple(SigningKey(bytes.fromhex(v["id"]), bytes.fromhex(v["public"])) for v in values)
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise LocalError(Code.STATE_CORRUPT, f"{path} cannot be read.", fix=_AGAIN) from error
+    if not isinstance(values, dict):
+        raise LocalError(Code.STATE_CORRUPT, f"{path} is not a JSON object.", fix=_AGAIN)
+    return values
+
+
+def _pem(der: bytes) -> bytes:
+    text = base64.encodebytes(der).replace(b"\n", b"")
+    lines = b"\n".join(text[at : at + 64] for at in range(0, len(text), 64))
+    return b"-----BEGIN CERTIFICATE-----\n" + lines + b"\n-----END CERTIFICATE-----\n"

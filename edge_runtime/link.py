@@ -1,0 +1,267 @@
+"""The participant's calls to the aggregator: gRPC over mTLS. The only gRPC client of this room.
+
+A refusal comes back as the `PeerError` that the aggregator raised; a connection that cannot be made, breaks or stands
+still is `PeerError(AGGREGATOR_UNREACHABLE)`. `patiently` repeats what may be repeated. Blocking; one thread per call.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.messages import (
+    MESSAGE_BYTES_MAX,
+    CheckIn,
+    DeviceStatus,
+    Enrollment,
+    InvocationMetrics,
+    NotNow,
+    Offer,
+    ReportHeader,
+)
+from fedless.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc, rounds_pb2, rounds_pb2_grpc
+
+ERROR_TRAILER = "fedless-error-bin"
+CALL_S = 40.0
+"""Time for one short call; a check-in may be held for 25 s."""
+STALL_S = 60.0
+"""A stream without any progress for this long is given up."""
+REPEATED = frozenset(
+    {Code.AGGREGATOR_UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.WRONG_OFFSET, Code.WRONG_DIGEST}
+)
+"""What may go away by itself: an upload goes on from where the aggregator says it is."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_UNREACHABLE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
+T = TypeVar("T")
+
+
+class Link:
+    """A channel to the fleet port of the first endpoint that answers. Use as a context manager.
+
+    `endpoints` are `host:port`; the PEM texts are the device's key and chain and the fleet's authority.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[str], server_name: str, key_pem: bytes, chain_pem: bytes, authority_pem: bytes
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._options = _options(server_name)
+        self._credentials = grpc.ssl_channel_credentials(authority_pem, key_pem, chain_pem)
+        self._at = 0
+        self._lock = threading.Lock()
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self._connect()
+
+    def turn(self) -> None:
+        """Try the next endpoint, if there is another."""
+        if len(self._endpoints) > 1:
+            with self._lock:
+                self._at = (self._at + 1) % len(self._endpoints)
+                self._channel.close()
+                self._connect()
+
+    def check_in(self, request: CheckIn) -> Offer | NotNow:
+        """Ask to take part."""
+        message = rounds_pb2.CheckInRequest(round_id=request.round_id, nonce=request.nonce)
+        return wire.check_in_reply_from_pb(_unary(self._rounds.CheckIn, message))
+
+    def fetch(self, digest: bytes, offset: int, limit_bytes: int) -> Iterator[bytes]:
+        """A blob's bytes from `offset` on, as they come. Raises BUNDLE_TOO_LARGE if it has more than `limit_bytes`."""
+        call = self._fleet.FetchBlob(fleet_pb2.BlobRequest(digest=digest, offset=offset))
+        watch = _Watch(call.cancel)
+        try:
+            for chunk in call:
+                watch.progress()
+                if max(chunk.total_bytes, offset + len(chunk.data)) > limit_bytes:
+                    detail = f"A blob of {max(chunk.total_bytes, offset)} bytes; {limit_bytes} were expected at most."
+                    raise PeerError(Code.BUNDLE_TOO_LARGE, detail)
+                offset += len(chunk.data)
+                with self._lock:
+                    self.bytes_down += len(chunk.data)
+                yield chunk.data
+        except grpc.RpcError as error:
+            _refused(error)
+        finally:
+            watch.end()
+            call.cancel()
+
+    def begin_report(self, header: ReportHeader) -> tuple[int, bool]:
+        """Announce a report: the bytes of it that the aggregator has, and whether it is accepted already."""
+        reply = _unary(self._rounds.BeginReport, wire.report_header_to_pb(header))
+        return reply.offset, reply.complete
+
+    def put_report(self, round_id: int, offset: int, chunks: Iterator[bytes]) -> None:
+        """Send the payload from `offset` on; at least one chunk is sent, even of an empty payload."""
+        watch = _Watch(lambda: None)
+
+        def messages() -> Iterator[rounds_pb2.ReportChunk]:
+            first = next(chunks, b"")
+            self.bytes_up += len(first)
+            yield rounds_pb2.ReportChunk(round_id=round_id, offset=offset, data=first)
+            for data in chunks:
+                watch.progress()
+                self.bytes_up += len(data)
+                yield rounds_pb2.ReportChunk(data=data)
+
+        call = self._rounds.PutReport.future(messages())
+        watch.cancel = call.cancel
+        try:
+            receipt = call.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            _refused(error)
+        finally:
+            watch.end()
+        if not receipt.accepted:
+            raise PeerError(Code.WRONG_STATE, "The report was neither accepted nor refused.")
+
+    def put_metrics(self, metrics: InvocationMetrics) -> None:
+        """Tell timings and resources of an invocation."""
+        _unary(self._rounds.PutMetrics, wire.metrics_to_pb(metrics))
+
+    def report_status(self, status: DeviceStatus) -> int:
+        """Tell the device's profile; the aggregator's clock, Unix ms."""
+        return int(_unary(self._fleet.ReportStatus, wire.status_to_pb(status)).now_ms)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def __enter__(self) -> Link:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _connect(self) -> None:
+        target = self._endpoints[self._at]
+        self._channel = grpc.secure_channel(target, self._credentials, self._options)
+        self._fleet = fleet_pb2_grpc.FleetStub(self._channel)
+        self._rounds = rounds_pb2_grpc.RoundsStub(self._channel)
+
+
+def enroll(address: str, authority_pem: bytes, server_name: str, secret: str, csr_der: bytes) -> Enrollment:
+    """The device: exchange a claim's secret and a request for a certificate, trusting only that authority."""
+    credentials = grpc.ssl_channel_credentials(authority_pem)
+    with grpc.secure_channel(address, credentials, _options(server_name)) as channel:
+        stub = enrollment_pb2_grpc.EnrollmentStub(channel)
+        request = enrollment_pb2.EnrollRequest(secret=secret, csr_der=csr_der)
+        return wire.enrollment_from_pb(_unary(stub.Enroll, request))
+
+
+def may_pass(error: FedlessError) -> bool:
+    """Whether the same call may be taken later."""
+    return error.code in REPEATED or bool(error.retry_after_ms)
+
+
+def patiently(
+    call: Callable[[], T],
+    *,
+    budget_s: float,
+    link: Link | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Repeat a call that failed for a reason that may go away, for at most `budget_s`, with jittered pauses.
+
+    Raises the last error.
+    """
+    end = time.monotonic() + budget_s
+    pause = _FIRST_PAUSE_S
+    while True:
+        try:
+            return call()
+        except PeerError as error:
+            asked = (error.retry_after_ms or 0) / 1000
+            if not may_pass(error) or time.monotonic() + max(asked, pause) > end:
+                raise
+        if link is not None:
+            link.turn()
+        sleep(max(asked, pause * random.uniform(0.5, 1.0)))  # noqa: S311 - it spreads load, it guards nothing
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+class _Watch:
+    """Cancels a stream that makes no progress for `STALL_S`."""
+
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self.cancel = cancel
+        self._timer: threading.Timer | None = None
+        self.progress()
+
+    def progress(self) -> None:
+        """Something came or went."""
+        self.end()
+        self._timer = threading.Timer(STALL_S, lambda: self.cancel())
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """The stream is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _options(server_name: str) -> list[tuple[str, str | int]]:
+    return [
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.default_authority", server_name),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5000),
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+def _unary(method: Callable[..., Any], message: Any) -> Any:  # noqa: ANN401 - any request and its reply
+    try:
+        return method(message, timeout=CALL_S)
+    except grpc.RpcError as error:
+        _refused(error)
+
+
+def _refused(error: Exception) -> NoReturn:
+    """gRPC's error as ours."""
+    raise _translated(error) from error
+
+
+def _translated(error: Exception) -> FedlessError:
+    if not isinstance(error, grpc.Call):
+        return PeerError(Code.AGGREGATOR_UNREACHABLE, "The stream stood still and was given up.")
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_TRAILER:
+            return wire.error_from_bytes(value if isinstance(value, bytes) else value.encode())
+    status, details = error.code(), (error.details() or "")[:300]
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return _not_trusted(details)
+    if status in _UNREACHABLE:
+        detail = f"{status.name}: {details}."
+        return PeerError(Code.AGGREGATOR_UNREACHABLE, detail, fix="Is it running, and may this device reach it?")
+    return PeerError(Code.INTERNAL, f"The aggregator answered {status.name}.")
+
+
+def _not_trusted(details: str) -> FedlessError:
+    if "expired" in details or "not yet valid" in details:
+        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        return LocalError(
+            Code.CLOCK_WRONG,
+            f"By this device's clock ({moment} UTC) the aggregator's certificate is not valid.",
+            fix="Set the clock; if it is right, the aggregator's certificate must be renewed.",
+        )
+    return PeerError(Code.FOREIGN_CERTIFICATE, "The server at the aggregator's address is not of this fleet.")

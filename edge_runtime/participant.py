@@ -1,0 +1,338 @@
+"""The participant: a short-lived, trusted process. Verifies one wake-up, runs open rounds, delivers reports, exits.
+
+The agent starts it as `python -m edge_runtime.participant --state DIR [--received MS] [--started MS] [--agent-rss MB]`
+with the wake-up's bytes on standard input (none: only finish what was begun; MS are CLOCK_MONOTONIC). It answers on
+standard output: `accepted` when the wake-up is durably judged, so that the broker may forget it, and `retry MS` if it
+wants to be started again. Exit status 0, 1 after a `LocalError`, 75 if another participant is at work.
+
+Rule: what is said outside is in the journal before. Imports are ordered for the cold start: the instance is started
+as soon as a ticket is verified, and gRPC is imported while the instance imports its own libraries.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from edge_runtime.config import BUILT_AT_MS, FILE, EdgeConfig, load
+from edge_runtime.journal import FILE as JOURNAL
+from edge_runtime.journal import REPORTED, Journal, OpenRound
+from edge_runtime.log import say
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+
+if TYPE_CHECKING:
+    from edge_runtime.instance import Instance
+    from edge_runtime.invocation import Invocation, Timings
+    from edge_runtime.keystore import Identity
+    from edge_runtime.link import Link
+    from edge_runtime.outbox import Outbox
+    from fedless.protocol.messages import Ticket
+
+WAKE_BYTES_MAX = 4096
+ATTEMPTS_MAX = 5
+BUSY_EXIT = 75
+_DAY_MS = 86_400_000
+_LATER = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY})
+_RETRY_MS = 5_000
+
+
+@dataclass(frozen=True)
+class WakeUp:
+    """What the agent hands over: the opaque bytes, and when (CLOCK_MONOTONIC ms) it got them and started us."""
+
+    data: bytes
+    received: float
+    started: float
+    agent_rss_mb: float = 0.0
+
+
+@dataclass
+class Participant:
+    """One run over one state directory. `observe` is told each step that is complete and durable."""
+
+    state: Path
+    wake: WakeUp
+    observe: Callable[[str, int], None]
+    answer: Callable[[str], None]
+    retry_ms: int = 0
+    journal: Journal = field(init=False)
+    config: EdgeConfig = field(init=False)
+    identity: Identity = field(init=False)
+    outbox: Outbox = field(init=False)
+    _started: Instance | None = field(init=False, default=None)
+
+    def run(self) -> None:
+        """Judge the wake-up, then do all that is open. Raises `LocalError`."""
+        self.journal = Journal.open(self.state / JOURNAL)
+        try:
+            if not self.wake.data and not self.journal.open_rounds() and not self.journal.reports():
+                return
+            self._load()
+            if self.wake.data:
+                self._judge()
+            self.answer("accepted")
+            self._finish()
+        finally:
+            if self._started is not None:
+                self._started.close()
+            self.journal.close()
+        if self.retry_ms:
+            self.answer(f"retry {self.retry_ms}")
+
+    def now_ms(self) -> int:
+        """The device's clock, but never before this program was built or the aggregator was last heard."""
+        return max(time.time_ns() // 1_000_000, BUILT_AT_MS, self.journal.clock_floor())
+
+    def _load(self) -> None:
+        from edge_runtime.keystore import Keystore
+
+        self.identity = Keystore(self.state).load()
+        self.config = load(self.state / FILE)
+
+    def _judge(self) -> None:
+        """The wake-up as a ticket: a new one is journaled, any other counted and dropped."""
+        from fedless.protocol import signed, wire
+
+        round_id = 0
+        try:
+            content = signed.verify_ticket(
+                wire.signed_ticket_from_bytes(self.wake.data), self.identity.ticket_keys
+            )
+            ticket = wire.ticket_from_bytes(content)
+            round_id = ticket.round_id
+            signed.judge_ticket(ticket, self.identity.fleet, self.identity.client_id, self.now_ms())
+            _check_kind(ticket)
+        except PeerError as error:
+            detail = _with_clock_hint(error)
+            self.journal.refuse(error.code, detail, round_id, self.now_ms())
+            say("participant", "ticket_refused", code=error.code.value, round=round_id, why=detail)
+            return
+        if self.journal.accept(ticket, content, self.now_ms()):
+            self.observe("accepted", round_id)
+        else:
+            self.journal.refuse(Code.DUPLICATE, "", round_id, self.now_ms())
+            say("participant", "ticket_repeated", round=round_id)
+
+    def _finish(self) -> None:
+        """Run the open rounds and deliver what is finished."""
+        open_rounds = self.journal.open_rounds()
+        if open_rounds:
+            self._start_instance()  # before gRPC is imported below
+        if not open_rounds and not self.journal.reports():
+            return
+        from edge_runtime.outbox import Outbox
+
+        self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
+        self.outbox.clean()
+        for open_round in open_rounds:
+            self._round(open_round)
+        self._deliver_rest()
+        self.journal.prune(self.now_ms())
+
+    def _start_instance(self) -> Instance:
+        from edge_runtime.instance import Instance
+
+        if self._started is None:
+            self._started = Instance.start()
+        return self._started
+
+    def _round(self, open_round: OpenRound) -> None:
+        """One open round, to its outcome or to a later attempt."""
+        from edge_runtime.invocation import Timings
+        from fedless.protocol import wire
+
+        ticket = wire.ticket_from_bytes(open_round.ticket)
+        woken = self.wake.received if open_round.attempts == 0 else self.wake.started
+        timings = Timings(woken)
+        timings.phases["queue"] = max(0.0, round(self.wake.started - woken, 3))
+        timings.lap("start", self.wake.started)
+        attempt = self.journal.attempt(open_round.nonce)
+        with self._link(ticket.endpoints) as link:
+            outcome, detail = self._outcome(ticket, link, timings, attempt)
+            if outcome:
+                self.outbox.end(ticket.nonce, outcome, detail, self.now_ms())
+                self.observe("ended", ticket.round_id)
+            said = outcome or "later"
+            say("participant", "round_ended", round=ticket.round_id, kind=ticket.kind.name, outcome=said, why=detail)
+            if outcome:
+                self._tell(link, ticket, timings, outcome)
+
+    def _outcome(self, ticket: Ticket, link: Link, timings: Timings, attempt: int) -> tuple[str, str]:
+        """Do the round; its outcome and why. "" means that it stays open, or its report in the outbox."""
+        from edge_runtime.invocation import BUDGET_S, monotonic_ms
+
+        if attempt > ATTEMPTS_MAX:
+            return Code.INSTANCE_FAILED.value, f"It was begun {ATTEMPTS_MAX} times and never came to an end."
+        if ticket.not_after_ms <= self.now_ms():
+            return Code.ROUND_CLOSED.value, "Its deadline passed before it was run."
+        try:
+            header, payload = self._invocation(link).run(ticket, timings)
+            at = monotonic_ms()
+            report = self.outbox.store(ticket, header, payload, self.now_ms())
+            self.observe("stored", ticket.round_id)
+            outcome = self.outbox.deliver(link, report, self.now_ms(), BUDGET_S)
+            timings.lap("report", at)
+            if not outcome:
+                self._again(_RETRY_MS)
+            return outcome, ""
+        except FedlessError as error:
+            if error.code in _LATER or error.retry_after_ms:
+                self._again(error.retry_after_ms or _RETRY_MS)
+                return "", error.detail
+            return error.code.value, " ".join(part for part in (error.detail, error.fix) if part)
+        finally:
+            if self._started is not None:
+                self._started.close()
+                self._started = None
+
+    def _invocation(self, link: Link) -> Invocation:
+        from edge_runtime.cache import Cache
+        from edge_runtime.invocation import Invocation
+
+        return Invocation(
+            identity=self.identity,
+            config=self.config,
+            journal=self.journal,
+            cache=Cache(self.state / "cache", self.config.limits.cache_mb << 20),
+            functions=self.state / "functions",
+            link=link,
+            instance=self._start_instance(),
+            observe=self.observe,
+        )
+
+    def _deliver_rest(self) -> None:
+        """Reports that were left here earlier, by an aggregator that was away or by a power cut."""
+        reports = self.journal.reports()
+        if not reports:
+            return
+        with self._link(()) as link:
+            for report in reports:
+                outcome = self.outbox.deliver(link, report, self.now_ms(), 2.0)
+                say("participant", "report_offered", round=report.header.round_id, outcome=outcome or "later")
+                if not outcome:
+                    if report.until_ms > self.now_ms():
+                        self._again(_RETRY_MS)
+                    return
+                self.observe("ended", report.header.round_id)
+
+    def _tell(self, link: Link, ticket: Ticket, timings: Timings, outcome: str) -> None:
+        """Metrics and profile: worth one attempt, never an error."""
+        from edge_runtime.profile import device_status, peak_rss_mb
+        from fedless.protocol.messages import InvocationMetrics
+
+        timings.lap("total", timings.received)
+        metrics = InvocationMetrics(
+            round_id=ticket.round_id,
+            start="cold",
+            timings_ms=timings.phases,
+            bytes_down=link.bytes_down,
+            bytes_up=link.bytes_up,
+            peak_rss_mb=timings.peak_rss_mb,
+            participant_peak_rss_mb=peak_rss_mb(),
+            agent_rss_mb=self.wake.agent_rss_mb,
+            outcome=outcome if outcome == REPORTED else Code.of(outcome).value,
+        )
+        try:
+            link.put_metrics(metrics)
+            status = device_status(self.state, self.wake.agent_rss_mb, self.journal.counters())
+            self.journal.set_clock(link.report_status(status), time.time_ns() // 1_000_000)
+        except PeerError as error:
+            say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
+
+    def _link(self, endpoints: tuple[str, ...]) -> Link:
+        from edge_runtime.link import Link
+
+        own = self.identity
+        places = endpoints or own.endpoints.fleet
+        return Link(places, own.server_name, own.key_pem, own.chain_pem, own.authority_pem)
+
+    def _again(self, after_ms: int) -> None:
+        self.retry_ms = min(self.retry_ms or after_ms, after_ms)
+
+
+def _check_kind(ticket: Ticket) -> None:
+    from fedless.protocol.messages import Kind
+
+    if ticket.kind not in (Kind.TRAIN, Kind.EVALUATE):
+        raise PeerError(Code.TICKET_NOT_ALLOWED, f"This runtime trains and evaluates; it cannot {ticket.kind.name}.")
+
+
+def _with_clock_hint(error: PeerError) -> str:
+    """An expired ticket is seldom a day late: then the clock is the likelier trouble."""
+    if error.code is not Code.TICKET_EXPIRED:
+        return error.detail
+    return f"{error.detail} If that is wrong, set the clock; `fedless-edge doctor` compares it with the aggregator's."
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Hold `DIR/participant.lock`. Raises `LocalError(BUSY)` if another participant has it."""
+    descriptor = os.open(state / "participant.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise LocalError(Code.BUSY, "Another participant works on this state directory.") from error
+    finally:
+        os.close(descriptor)
+
+
+def log_step(step: str, round_id: int) -> None:
+    """One line for a step."""
+    say("participant", step, round=round_id)
+
+
+def write_line(line: str) -> None:
+    """One line to the agent; if it is gone, the work goes on."""
+    try:
+        os.write(1, f"{line}\n".encode())
+    except OSError:
+        return
+
+
+def serve(state: Path, wake: WakeUp, observe: Callable[[str, int], None] = log_step) -> int:
+    """Run once over a state directory; the exit status."""
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(alone(state))
+            Participant(state, wake, observe, write_line).run()
+    except FedlessError as error:
+        say("participant", "failed", code=error.code.value, why=str(error))
+        return BUSY_EXIT if error.code is Code.BUSY else 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m edge_runtime.participant --state DIR ...`."""
+    now = time.monotonic() * 1000
+    given = _options(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(WAKE_BYTES_MAX)
+    received, started = float(given.get("received", now)), float(given.get("started", now))
+    wake = WakeUp(data, received, started, float(given.get("agent-rss", 0)))
+    return serve(Path(given["state"]), wake)
+
+
+def _options(arguments: list[str]) -> Mapping[str, str]:
+    names, values = arguments[::2], arguments[1::2]
+    if len(names) != len(values) or "--state" not in names or any(not name.startswith("--") for name in names):
+        raise SystemExit(__doc__)
+    return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """SIGTERM: leave every `with` block, so that the instance ends too; the round stays open."""
+    del frame
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
