@@ -183,6 +183,17 @@ def test_library_is_imported_only_in_its_room(library: str) -> None:
     assert strays == []
 
 
+def test_idle_agent_needs_ssl_and_paho_and_nothing_else() -> None:
+    """23 MB of resident memory, not 60: asked of a fresh interpreter, since imports have imports."""
+    script = "import sys, edge_runtime.agent; print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {script}"]
+    loaded = set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
+    dear = {"asyncio", "concurrent", "multiprocessing", "pathlib", "sqlite3", "tomllib", "xml"}
+    assert {"ssl", "paho"} <= loaded
+    assert loaded & dear == set()
+    assert loaded - set(sys.stdlib_module_names) - set(PACKAGES) <= {"paho", "__main__"}
+
+
 def test_every_library_is_declared() -> None:
     """A module that only the developers' environment has would break `make demo`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
