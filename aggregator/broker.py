@@ -37,10 +37,10 @@ _log = structlog.get_logger("broker")
 
 @dataclass(frozen=True)
 class BrokerFiles:
-    """What the broker needs of the fleet, all PEM: authority, its own chain, its own key."""
+    """What the broker needs of the fleet: the authority (PEM), and the files of its own chain and key."""
 
     authority: bytes
-    chain: bytes
+    chain: Path
     key: Path
 
 
@@ -158,7 +158,7 @@ class Broker:
         if self._account:
             os.chown(self._home, self._account.pw_uid, self._account.pw_gid)
         self._put("authority.pem", self._files.authority)
-        self._put("cert.pem", self._files.chain)
+        self._put("cert.pem", self._files.chain.read_bytes())
         self._put("cert.key", self._files.key.read_bytes())
         self._put("crl.pem", revocation_list)
         self._put("acl", access_list(self._fleet).encode())

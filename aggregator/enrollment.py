@@ -14,12 +14,16 @@ import structlog
 from sqlalchemy import Connection
 
 from aggregator.authority import Authority, Callers, Issued
+from aggregator.config import Settings
+from aggregator.interfaces import Clock, ClientRecord, Random
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from fedless.protocol import identity
 from fedless.protocol.claim import Claim, base32, secret_hash, secret_text
-from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, PolicyMessage, SigningKey
+from fedless.protocol.crypto import ed25519_from_pem, key_id
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, Mode, PolicyMessage, SigningKey
+from fedless.protocol.signed import signing_key
 
 CLAIMS_MAX = 10_000
 LABELS_MAX = 32
@@ -57,8 +61,8 @@ class Registrar:
         database: Database,
         authority: Authority,
         terms: Terms,
-        clock: Callable[[], int],
-        random: Callable[[int], bytes],
+        clock: Clock,
+        random: Random,
     ) -> None:
         self._database = database
         self._authority = authority
@@ -187,6 +191,15 @@ class Registrar:
         self.on_denied(self.callers.denied)
         _log.info("client_revoked", client=client_id, reason=reason)
 
+    async def eligible(self) -> Sequence[ClientRecord]:
+        """All enrolled clients that are not revoked, by id: this is the core's `Fleet`."""
+        rows = await self._database.run(store.all_clients)
+        return [
+            ClientRecord(row.client_id, row.online, row.last_seen_ms, row.not_before_ms, row.labels)
+            for row in rows
+            if row.state == store.ENROLLED
+        ]
+
     def revocation_list(self) -> bytes:
         """The deny list as a CRL (PEM), for the broker."""
         return self._authority.revocation_list(sorted(self.callers.denied), self._clock())
@@ -194,3 +207,40 @@ class Registrar:
     def _issue(self, client_id: str, csr_der: bytes, now_ms: int) -> Issued:
         name = identity.Name(self._authority.fleet, identity.Role.DEVICE, client_id)
         return self._authority.issue(name, csr_der, now_ms, self.terms.certificate_days)
+
+
+def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
+    """What new clients are told. Without `endpoints`: the ports as configured."""
+    listen, broker = settings.listen, settings.broker
+    configured = Endpoints(
+        at_each(listen.hosts, listen.fleet_port),
+        broker.addresses or at_each(listen.hosts, broker.port),
+        at_each(listen.hosts, listen.enrollment_port),
+    )
+    publishers = [bytes.fromhex(key) for key in settings.fleet.publisher_keys]
+    policy = PolicyMessage(
+        minimum_cohort=settings.policy.minimum_cohort, modes=tuple(Mode(m) for m in settings.policy.modes)
+    )
+    return Terms(
+        endpoints=endpoints or configured,
+        ticket_keys=(signing_key(read_ticket_key(settings)),),
+        publisher_keys=tuple(SigningKey(key_id(raw), raw) for raw in publishers),
+        policy=policy,
+        certificate_days=settings.authority.certificate_days,
+        claim_valid_hours=settings.authority.claim_valid_hours,
+    )
+
+
+def read_ticket_key(settings: Settings) -> bytes:
+    """The key (32 raw bytes) that signs wake-ups; raises `LocalError` STATE_MISSING or STATE_CORRUPT."""
+    path = settings.listen.directory / "ticket.key"
+    try:
+        return ed25519_from_pem(path.read_bytes())
+    except OSError as error:
+        detail = f"Expected the ticket key in {path}."
+        raise LocalError(Code.STATE_MISSING, detail, fix="Restore it from a back-up.") from error
+
+
+def at_each(hosts: Sequence[str], port: int) -> tuple[str, ...]:
+    """`host:port` for each host."""
+    return tuple(f"{host}:{port}" for host in hosts)

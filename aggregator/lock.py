@@ -13,7 +13,9 @@ from fedless.protocol.errors import Code, LocalError
 
 @contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Holds the state directory for this process; makes it (0700) if it is not there.
+    """Holds the state directory for this process; makes it if it is not there.
+
+    Whoever holds it makes private files only: 0600, directories 0700.
 
     Raises `LocalError` STATE_LOCKED naming the process that holds it, or STATE_MISSING.
     """
@@ -28,7 +30,11 @@ def hold(directory: Path) -> Iterator[None]:
         except BlockingIOError as error:
             detail = f"Process {file.read(20).strip() or 'unknown'} holds {directory}."
             raise LocalError(Code.STATE_LOCKED, detail, fix="Stop it first.") from error
+        umask = os.umask(0o077)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            os.umask(umask)

@@ -28,9 +28,10 @@ from aggregator.store.engine import Database
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import CHUNK_BYTES, CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX
-from fedless.v1 import core_pb2, enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc
+from fedless.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc
 from fedless.v1 import rounds_pb2, rounds_pb2_grpc
 
+Server = grpc.aio.Server
 CLAIM_FAULTS = frozenset({Code.CLAIM_UNKNOWN, Code.CLAIM_USED, Code.CLAIM_EXPIRED})
 # Keepalive for NAT: a dead peer is found within about 80 s; clients may ping every 20 s without being scolded.
 OPTIONS = (
@@ -54,6 +55,10 @@ class EnrollmentService(enrollment_pb2_grpc.EnrollmentServicer):
         self._registrar = registrar
         self._failed = failed
         self._address_of = address_of
+
+    def add_to(self, server: Server) -> None:
+        """Registers the service."""
+        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self, server)
 
     async def Enroll(  # noqa: N802 - gRPC's name
         self, request: enrollment_pb2.EnrollRequest, context: Context
@@ -79,6 +84,10 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
         self._registrar = registrar
         self._database = database
         self._blobs = blobs
+
+    def add_to(self, server: Server) -> None:
+        """Registers the service."""
+        fleet_pb2_grpc.add_FleetServicer_to_server(self, server)
 
     @guarded(CLIENTS)
     async def Renew(self, request: fleet_pb2.RenewRequest, caller: Caller) -> fleet_pb2.RenewReply:  # noqa: N802
@@ -121,6 +130,10 @@ class RoundsService(Guarded, rounds_pb2_grpc.RoundsServicer):
         super().__init__(callers, clock)
         self._coordinator = coordinator
         self._progress_timeout_s = progress_timeout_s
+
+    def add_to(self, server: Server) -> None:
+        """Registers the service."""
+        rounds_pb2_grpc.add_RoundsServicer_to_server(self, server)
 
     @guarded(CLIENTS)
     async def CheckIn(self, request: rounds_pb2.CheckInRequest, caller: Caller) -> rounds_pb2.CheckInReply:  # noqa: N802
@@ -211,12 +224,12 @@ class ServerIdentity:
         return grpc.ssl_server_certificate_configuration([pair], self._authority_pem)
 
 
-def new_server(concurrent_calls: int) -> grpc.aio.Server:
+def new_server(concurrent_calls: int) -> Server:
     """A gRPC server with the fleet's limits; services and port are to be added."""
     return grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=concurrent_calls)
 
 
-def bind(server: grpc.aio.Server, address: str, port: int, credentials: grpc.ServerCredentials) -> int:
+def bind(server: Server, address: str, port: int, credentials: grpc.ServerCredentials) -> int:
     """Binds a server; the port that it got. Raises `LocalError` PORT_IN_USE."""
     try:
         bound = server.add_secure_port(f"{address}:{port}", credentials)
@@ -227,7 +240,3 @@ def bind(server: grpc.aio.Server, address: str, port: int, credentials: grpc.Ser
         raise LocalError(Code.PORT_IN_USE, detail, fix="Stop what listens there, or change listen.fleet_port.")
     return bound
 
-
-def endpoints_pb(registrar: Registrar) -> core_pb2.Endpoints:
-    """Where the services are, as the wire carries it."""
-    return wire.endpoints_to_pb(registrar.terms.endpoints)

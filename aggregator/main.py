@@ -1,0 +1,217 @@
+"""The service's composition: every part is made here, in order, and taken down in the other order.
+
+Called by `fedless aggregator serve`. The real clock and the operating system's randomness enter
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from aggregator import lock, log
+from aggregator.authority import Authority
+from aggregator.blobs import Blobs
+from aggregator.broker import Broker, BrokerFiles
+from aggregator.config import BrokerKind, Settings, load
+from aggregator.coordinator import Coordinator
+from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
+from aggregator.founding import ANY, write_private
+from aggregator.front import FailedClaims, Front
+from aggregator.runs import Runs
+from aggregator.service import (
+    EnrollmentService,
+    FleetService,
+    RoundsService,
+    Server,
+    ServerIdentity,
+    bind,
+    new_server,
+)
+from aggregator.service_operator import OperatorService
+from aggregator.store import fleet as store
+from aggregator.store.engine import Database
+from aggregator.tickets import Tickets
+from aggregator.uploads import Spool
+from aggregator.wake import MqttAccess, MqttWaker
+from fedless.protocol.messages import Endpoints
+from fedless.protocol.signed import sign_ticket
+
+ENDPOINTS_FILE = "endpoints.json"
+LOOPBACK = "127.0.0.1"
+_log = structlog.get_logger("aggregator")
+
+
+def serve(configuration: Path, *, debug: bool = False) -> None:
+    """Runs the service until SIGTERM or SIGINT. Raises `LocalError` when it cannot start."""
+    settings = load(configuration)
+    log.set_up(settings.log.level, tracebacks=debug)
+    with lock.hold(settings.state.directory):
+        uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with running(settings) as endpoints:
+        addresses = {"grpc": endpoints.fleet[0], "mqtt": endpoints.mqtt[0], "enroll": endpoints.enrollment[0]}
+        _log.info("aggregator_ready", fleet=settings.fleet.name, **addresses)
+        _notify("READY=1")
+        await stopping.wait()
+        _log.info("aggregator_stopping")
+        _notify("STOPPING=1")
+    _log.info("aggregator_stopped")
+
+
+def clock() -> int:
+    """Unix milliseconds now."""
+    return time.time_ns() // 1_000_000
+
+
+async def sleep(duration_ms: int) -> None:
+    """Waits."""
+    await asyncio.sleep(max(duration_ms, 0) / 1000)
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The two gRPC servers, bound but not started, and where everything can be reached."""
+
+    fleet_server: Server
+    enrollment_server: Server
+    fleet_port: int
+    endpoints: Endpoints
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Endpoints]:
+    """The whole service while the block runs; gives where it can be reached. Raises `LocalError`."""
+    async with AsyncExitStack() as exits:
+        authority = Authority.load(settings.authority.directory, settings.fleet.name)
+        ticket_key = read_ticket_key(settings)
+        database = Database.open(settings.database_url)
+        exits.callback(database.close)
+        await database.run(store.nobody_online)
+
+        registrar = Registrar(database, authority, terms_of(settings), clock, os.urandom)
+        await registrar.load()
+        doors = await _open_doors(exits, settings, registrar, authority)
+        registrar.terms = terms_of(settings, doors.endpoints)
+        waker = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
+        blobs = Blobs(settings.state.directory / "blobs")
+        tickets = Tickets(
+            database, waker, lambda ticket: sign_ticket(ticket, ticket_key), fleet=settings.fleet.name,
+            clock=clock, random=os.urandom, sleep=sleep, endpoints=doors.endpoints.fleet,
+        )  # fmt: skip
+        spool = Spool(settings.state.directory / "spool")
+        coordinator = Coordinator(database, spool, tickets, clock=clock, sleep=sleep)
+        exits.push_async_callback(coordinator.close)
+        runs = Runs(database, blobs, coordinator, tickets, registrar, clock=clock, sleep=sleep, random=os.urandom)
+        exits.push_async_callback(runs.close)
+
+        stall_s = settings.limits.progress_timeout_s
+        FleetService(registrar, database, blobs, clock).add_to(doors.fleet_server)
+        RoundsService(registrar.callers, coordinator, clock, stall_s).add_to(doors.fleet_server)
+        OperatorService(registrar, database, blobs, runs, clock, stall_s).add_to(doors.fleet_server)
+        for server in (doors.enrollment_server, doors.fleet_server):
+            await server.start()
+            exits.push_async_callback(server.stop, settings.limits.stop_timeout_s)
+        await runs.resume_all()
+        _write_endpoints(settings, doors)
+        yield doors.endpoints
+
+
+async def _open_doors(
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority: Authority
+) -> Doors:
+    listen, limits = settings.listen, settings.limits
+    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authority)
+    identity = ServerIdentity(listen.directory, authority.pem)
+    fleet_server = new_server(limits.concurrent_calls)
+    fleet_port = bind(
+        fleet_server, listen.address, listen.fleet_port, identity.credentials(client_certificates=True)
+    )
+    enrollment_server = new_server(limits.enrollment_connections)
+    front = Front(authority.pem, limits.enrollment_connections, limits.enrollment_connections_per_address)
+    failed = FailedClaims(limits.failed_claims_per_minute, clock)
+    EnrollmentService(registrar, failed, front.address_of).add_to(enrollment_server)
+    inner_port = bind(enrollment_server, LOOPBACK, 0, identity.credentials(client_certificates=False))
+    exits.push_async_callback(front.stop)
+    enrollment_port = await front.start(listen.address, listen.enrollment_port, inner_port)
+    endpoints = Endpoints(at_each(listen.hosts, fleet_port), mqtt, at_each(listen.hosts, enrollment_port))
+    return Doors(fleet_server, enrollment_server, fleet_port, endpoints)
+
+
+async def _open_broker(
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority: Authority
+) -> tuple[str, ...]:
+    directory = settings.broker.directory
+    files = BrokerFiles(authority.pem, directory / "cert.pem", directory / "cert.key")
+    broker = Broker(
+        settings.fleet.name, settings.state.directory, files, settings.listen.address, settings.broker.port,
+        settings.broker.max_queued_messages,
+    )  # fmt: skip
+    exits.push_async_callback(broker.stop)
+    port = await broker.start(registrar.revocation_list())
+    registrar.on_denied = lambda _: broker.revoke(registrar.revocation_list())
+    return at_each(settings.listen.hosts, port)
+
+
+async def _open_waker(
+    exits: AsyncExitStack, settings: Settings, database: Database, addresses: tuple[str, ...]
+) -> MqttWaker:
+    listen = settings.listen
+    if settings.broker.kind is BrokerKind.CHILD:  # not by a name that perhaps only devices can resolve
+        addresses = at_each((_own_host(listen.address),), int(addresses[0].rpartition(":")[2]))
+    access = MqttAccess(
+        settings.fleet.name, addresses, settings.authority.directory / "authority.pem",
+        listen.directory / "cert.pem", listen.directory / "cert.key",
+    )  # fmt: skip
+    pending: set[asyncio.Task[None]] = set()
+
+    def heard(client_id: str, online: bool) -> None:  # noqa: FBT001 - called by position, from `MqttWaker`
+        work = database.run(lambda c: store.saw(c, client_id, clock(), online=online))
+        task = asyncio.ensure_future(work)
+        pending.add(task)
+        task.add_done_callback(pending.discard)
+
+    waker = MqttWaker(access, clock, heard)
+    exits.push_async_callback(waker.stop)
+    if not await waker.start():
+        _log.warning("broker_unreachable", addresses=" ".join(addresses), then="wake-ups wait for it")
+    return waker
+
+
+def _own_host(address: str) -> str:
+    """How this machine reaches its own ports."""
+    return {ANY: LOOPBACK, "[::]": "[::1]"}.get(address, address)
+
+
+def _write_endpoints(settings: Settings, doors: Doors) -> None:
+    values = {
+        "fleet": doors.endpoints.fleet,
+        "mqtt": doors.endpoints.mqtt,
+        "enrollment": doors.endpoints.enrollment,
+        "operator": at_each((_own_host(settings.listen.address),), doors.fleet_port),
+    }
+    write_private(settings.state.directory / ENDPOINTS_FILE, json.dumps(values, indent=2).encode())
+
+
+def _notify(state: str) -> None:
+    """Tells systemd, if it started us with Type=notify (sd_notify(3): one datagram)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)

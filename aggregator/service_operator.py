@@ -1,0 +1,218 @@
+"""The Operator service: what the command line and the dashboard do (mTLS, role operator)."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import psutil
+
+from aggregator.authority import Caller
+from aggregator.blobs import Blobs
+from aggregator.enrollment import Registrar
+from aggregator.interfaces import Clock
+from aggregator.runs import Runs
+from aggregator.service import chunk_data, with_timeout
+from aggregator.service_guard import OPERATORS, Guarded, guarded, guarded_stream
+from aggregator.store import fleet as store
+from aggregator.store import history
+from aggregator.store.engine import Database
+from aggregator.store.records import RoundInfo, RunEvent, RunInfo
+from fedless import __version__
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, PeerError
+from fedless.v1 import operator_pb2 as pb
+from fedless.v1 import operator_pb2_grpc
+
+MB = 1e6
+KIB = 1024
+
+
+class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
+    """Claims, clients, blobs and runs; see operator.proto for each method."""
+
+    def __init__(
+        self,
+        registrar: Registrar,
+        database: Database,
+        blobs: Blobs,
+        runs: Runs,
+        clock: Clock,
+        progress_timeout_s: float,
+    ) -> None:
+        super().__init__(registrar.callers, clock)
+        self._registrar = registrar
+        self._database = database
+        self._blobs = blobs
+        self._runs = runs
+        self._progress_timeout_s = progress_timeout_s
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service."""
+        operator_pb2_grpc.add_OperatorServicer_to_server(self, server)
+
+    @guarded(OPERATORS)
+    async def IssueClaims(self, request: pb.IssueClaimsRequest, _caller: Caller) -> pb.IssueClaimsReply:  # noqa: N802
+        """Fresh claims, for new clients or revoked ones."""
+        claims = await self._registrar.issue_claims(
+            request.count or len(request.client_ids),
+            valid_ms=request.valid_ms,
+            client_ids=list(request.client_ids),
+            labels=dict(request.labels),
+        )
+        return pb.IssueClaimsReply(
+            claims=[
+                pb.IssuedClaim(client_id=c.client_id, claim=c.text, expires_at_ms=c.expires_at_ms)
+                for c in claims
+            ]
+        )
+
+    @guarded(OPERATORS)
+    async def ListClients(self, _request: pb.ListClientsRequest, _caller: Caller) -> pb.ListClientsReply:  # noqa: N802
+        """All clients by id."""
+        clients, counts = await self._database.run(lambda c: (store.all_clients(c), history.counts(c)))
+        return pb.ListClientsReply(clients=[_client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients])
+
+    @guarded(OPERATORS)
+    async def RevokeClient(self, request: pb.RevokeClientRequest, _caller: Caller) -> pb.RevokeClientReply:  # noqa: N802
+        """Puts a client's certificates on the deny list."""
+        await self._registrar.revoke(request.client_id, request.reason)
+        return pb.RevokeClientReply()
+
+    @guarded(OPERATORS)
+    async def HasBlob(self, request: pb.HasBlobRequest, _caller: Caller) -> pb.HasBlobReply:  # noqa: N802
+        """Whether a blob is here."""
+        present = self._blobs.has(request.digest)
+        return pb.HasBlobReply(
+            present=present, size_bytes=self._blobs.size(request.digest) if present else 0
+        )
+
+    @guarded(OPERATORS)
+    async def PutBlob(self, requests: AsyncIterator[Any], _caller: Caller) -> pb.PutBlobReply:  # noqa: N802
+        """Stores bytes under their SHA-256."""
+        pieces = with_timeout(requests, self._progress_timeout_s)
+        first = await anext(pieces, None)
+        if first is None:
+            raise PeerError(Code.MALFORMED, "Expected at least one chunk.")
+        digest, size = await self._blobs.put(chunk_data(first, pieces))
+        return pb.PutBlobReply(digest=digest, size_bytes=size)
+
+    @guarded_stream(OPERATORS)
+    async def FetchBlob(  # noqa: N802
+        self, request: pb.OperatorBlobRequest, _caller: Caller
+    ) -> AsyncIterator[pb.PutBlobChunk]:
+        """The bytes of a blob."""
+        async for data in self._blobs.read(request.digest):
+            yield pb.PutBlobChunk(data=data)
+
+    @guarded(OPERATORS)
+    async def StartRun(self, request: pb.StartRunRequest, _caller: Caller) -> pb.RunInfo:  # noqa: N802
+        """Begins a run."""
+        info = await self._runs.start(
+            request.task_toml, request.bundle_digest, request.initial_digest, request.test_set_digest or None
+        )
+        return _run_to_pb(info)
+
+    @guarded(OPERATORS)
+    async def StopRun(self, request: pb.RunRequest, _caller: Caller) -> pb.RunInfo:  # noqa: N802
+        """Ends a run."""
+        await self._runs.stop(request.run_id)
+        return _run_to_pb(await self._runs.show(request.run_id))
+
+    @guarded(OPERATORS)
+    async def ListRuns(self, _request: pb.ListRunsRequest, _caller: Caller) -> pb.ListRunsReply:  # noqa: N802
+        """All runs."""
+        return pb.ListRunsReply(runs=[_run_to_pb(info) for info in await self._runs.list()])
+
+    @guarded(OPERATORS)
+    async def ShowRun(self, request: pb.RunRequest, _caller: Caller) -> pb.RunInfo:  # noqa: N802
+        """A run with its rounds."""
+        return _run_to_pb(await self._runs.show(request.run_id))
+
+    @guarded_stream(OPERATORS)
+    async def WatchRun(self, request: pb.WatchRunRequest, _caller: Caller) -> AsyncIterator[pb.RunEvent]:  # noqa: N802
+        """Everything that happens in a run."""
+        async for event in self._runs.watch(request.run_id, request.after):
+            yield _event_to_pb(event)
+
+    @guarded(OPERATORS)
+    async def Info(self, _request: pb.InfoRequest, caller: Caller) -> pb.InfoReply:  # noqa: N802
+        """What this service is."""
+        return pb.InfoReply(
+            fleet=caller.name.fleet,
+            version=__version__,
+            rss_mb=psutil.Process().memory_info().rss / MB,
+            peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB / MB,
+            authority="local",
+            endpoints=wire.endpoints_to_pb(self._registrar.terms.endpoints),
+        )
+
+
+def _client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientInfo:
+    refusals = dict(client.profile.get("refusals", {}))
+    reports = counts.pop("reports", 0)
+    for name, count in counts.items():
+        refusals[name] = refusals.get(name, 0) + count
+    return pb.ClientInfo(
+        client_id=client.client_id,
+        state=client.state,
+        enrolled_at_ms=client.enrolled_at_ms,
+        last_seen_ms=client.last_seen_ms,
+        online=client.online,
+        labels=client.labels,
+        reports=reports,
+        refusals=refusals,
+        certificate_not_after_ms=client.certificate_not_after_ms,
+        runtime_version=client.profile.get("runtime_version", ""),
+    )
+
+
+def _run_to_pb(info: RunInfo) -> pb.RunInfo:
+    return pb.RunInfo(
+        run_id=info.run_id,
+        task_name=info.task_name,
+        state=info.state.value,
+        reason=info.reason,
+        rounds_wanted=info.rounds_wanted,
+        model_version=info.model_version,
+        model_digest=info.model_digest,
+        started_at_ms=info.started_at_ms,
+        ended_at_ms=info.ended_at_ms,
+        rounds=[_round_to_pb(each) for each in info.rounds],
+    )
+
+
+def _round_to_pb(info: RoundInfo) -> pb.RoundInfo:
+    return pb.RoundInfo(
+        round_id=info.round_id,
+        number=info.number,
+        state=info.state,
+        reason=info.reason,
+        selected=info.selected,
+        checked_in=info.checked_in,
+        reported=info.reported,
+        examples=info.examples,
+        opened_at_ms=info.opened_at_ms,
+        ended_at_ms=info.ended_at_ms,
+        metrics=info.metrics,
+        phases_ms=info.phases_ms,
+        losses=info.losses,
+        bytes_down=info.bytes_down,
+        bytes_up=info.bytes_up,
+        mode=info.mode,
+        dropouts=info.dropouts,
+    )
+
+
+def _event_to_pb(event: RunEvent) -> pb.RunEvent:
+    return pb.RunEvent(
+        sequence=event.sequence,
+        at_ms=event.at_ms,
+        event=event.event,
+        round_id=event.round_id,
+        client_id=event.client_id,
+        json=json.dumps(dict(event.fields), separators=(",", ":"), default=str),
+    )

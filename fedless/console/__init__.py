@@ -1,0 +1,1 @@
+"""The `fedless` command: the composition root above all rooms."""

@@ -1,0 +1,157 @@
+"""`fedless fleet`: claims for new devices, the list of clients, revocation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aggregator import lock, log
+from aggregator.authority import Authority
+from aggregator.config import Settings, load
+from aggregator.enrollment import IssuedClaim, Registrar, terms_of
+from aggregator.store.engine import Database
+from fedless.console import link
+from fedless.protocol.errors import Code, LocalError
+
+app = typer.Typer(no_args_is_help=True)
+WIDE = 250
+UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+FleetOption = Annotated[Path | None, typer.Option(help="The fleet's directory.")]
+
+
+@app.command()
+def claim(
+    fleet: FleetOption = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 1,
+    valid: Annotated[str, typer.Option(help="How long they are good: 30m, 24h, 7d. Default: as configured.")] = "",
+    name: Annotated[
+        list[str] | None, typer.Option(help="Id of the client; once for each claim. Default: made up.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="key=value, kept with the client.")] = None,
+    qr: Annotated[bool, typer.Option("--qr", help="Show each claim as a QR code.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Print one-time claims: a device joins with one. They are secrets."""
+    names, labels = name or [], dict(_pair(text) for text in label or [])
+    wanted = len(names) or count
+    valid_ms, folder = duration_ms(valid), link.find_fleet(fleet)
+    claims = _issue(folder, wanted, valid_ms, names, labels)
+    for client_id, text, expires_at_ms in claims:
+        typer.echo(f"# {client_id}, good until {moment(expires_at_ms)}, for one device", err=True)
+        typer.echo(text)
+        if qr:
+            _print_qr(text)
+
+
+@app.command("list")
+def list_clients(fleet: FleetOption = None) -> None:
+    """List the clients."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        clients = operator.clients()
+    table = Table("client", "state", "online", "last seen (UTC)", "reports", "refused", "certificate until", "labels", box=None)
+    for client in clients:
+        refused = ", ".join(f"{code} {count}" for code, count in sorted(client.refusals.items()))
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(client.labels.items()))
+        table.add_row(
+            client.client_id, client.state, "yes" if client.online else "no", moment(client.last_seen_ms),
+            str(client.reports), refused, moment(client.certificate_not_after_ms)[:10], labels,
+        )  # fmt: skip
+    if clients:
+        print_table(table)
+    online = sum(client.online for client in clients)
+    typer.echo(f"{len(clients)} clients, {online} online", err=True)
+
+
+@app.command()
+def revoke(
+    client: Annotated[str, typer.Argument(metavar="CLIENT", help="Id of the client.")],
+    fleet: FleetOption = None,
+    reason: Annotated[str, typer.Option(help="Why; kept with the client.")] = "",
+) -> None:
+    """Take a client's certificates and claims from it, at once."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        operator.revoke(client, reason)
+    typer.echo(f"{client} is revoked. It can join again with a new claim: `fedless fleet claim --name {client}`.")
+
+
+def duration_ms(text: str) -> int:
+    """Milliseconds in "30m", "24h" or "7d"; 0 for ""."""
+    if not text:
+        return 0
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
+    if match is None:
+        raise LocalError(Code.CONFIG_INVALID, f"Expected a duration such as 30m, 24h or 7d, found {text[:40]!r}.")
+    return int(match[1]) * UNITS_MS[match[2]]
+
+
+def moment(at_ms: int) -> str:
+    """A Unix moment in ms for people, in UTC; "-" for 0."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M") if at_ms else "-"
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as it is when nobody's terminal limits it."""
+    console = Console()
+    Console(width=console.width if console.is_terminal else WIDE).print(table)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise LocalError(Code.CONFIG_INVALID, f"Expected --label key=value, found {text[:80]!r}.")
+    return key, value
+
+
+def _issue(
+    folder: Path, count: int, valid_ms: int, names: list[str], labels: dict[str, str]
+) -> list[tuple[str, str, int]]:
+    """Claims from the running service; from the store itself when none runs in this folder."""
+    configuration = folder / link.CONFIGURATION
+    if configuration.is_file():
+        settings = load(configuration)
+        log.set_up(log.LogLevel.WARNING, tracebacks=False)
+        try:
+            with lock.hold(settings.state.directory):
+                issued = asyncio.run(_issue_here(settings, count, valid_ms, names, labels))
+                return [(claim.client_id, claim.text, claim.expires_at_ms) for claim in issued]
+        except LocalError as error:
+            if error.code is not Code.STATE_LOCKED:
+                raise
+    with link.open_link(folder) as operator:
+        claims = operator.claims(count, valid_ms, names, labels)
+    return [(claim.client_id, claim.claim, claim.expires_at_ms) for claim in claims]
+
+
+async def _issue_here(
+    settings: Settings, count: int, valid_ms: int, names: list[str], labels: dict[str, str]
+) -> list[IssuedClaim]:
+    if not settings.listen.enrollment_port:
+        detail = "The enrollment port is chosen when the aggregator starts, and a claim carries it."
+        raise LocalError(Code.WRONG_STATE, detail, fix="Start it: `fedless aggregator serve`.")
+    authority = Authority.load(settings.authority.directory, settings.fleet.name)
+    database = Database.open(settings.database_url)
+    try:
+        registrar = Registrar(database, authority, terms_of(settings), _clock, os.urandom)
+        return await registrar.issue_claims(count, valid_ms=valid_ms, client_ids=names, labels=labels)
+    finally:
+        database.close()
+
+
+def _clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _print_qr(text: str) -> None:
+    import segno
+
+    typer.echo("")
+    segno.make(text, error="m").terminal(compact=True)
+    typer.echo("")

@@ -1,0 +1,220 @@
+"""The console's only gRPC client: the Operator service, and where a fleet is found.
+
+Blocking. A refusal comes back as the `PeerError` that the aggregator raised; a connection that
+cannot be made is `PeerError` AGGREGATOR_UNREACHABLE. Replies are the messages of operator.proto.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import grpc
+
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.identity import server_name
+from fedless.protocol.messages import CHUNK_BYTES, MESSAGE_BYTES_MAX
+from fedless.v1 import operator_pb2, operator_pb2_grpc
+
+ERROR_TRAILER = "fedless-error-bin"
+CALL_S = 30.0
+START_S = 120.0
+VARIABLE = "FEDLESS_FLEET"
+CONFIGURATION = "aggregator.toml"
+ClientInfo = operator_pb2.ClientInfo
+RunInfo = operator_pb2.RunInfo
+RoundInfo = operator_pb2.RoundInfo
+RunEvent = operator_pb2.RunEvent
+IssuedClaim = operator_pb2.IssuedClaim
+
+
+def find_fleet(given: Path | None) -> Path:
+    """The fleet's folder: --fleet, else FEDLESS_FLEET, else here. Raises `LocalError` STATE_MISSING."""
+    named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    folder = named or Path.cwd()
+    if (folder / CONFIGURATION).is_file() or (folder / "operator.toml").is_file():
+        return folder
+    detail = f"Expected {CONFIGURATION} (or operator.toml) in {folder}."
+    fix = f"Name the fleet with --fleet DIR or {VARIABLE}, or make one with `fedless init DIR`."
+    raise LocalError(Code.STATE_MISSING, detail, fix=fix)
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach a fleet's operator service and how to prove who we are."""
+
+    fleet: str
+    endpoint: str
+    authority_pem: bytes
+    chain_pem: bytes
+    key_pem: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Access({self.fleet!r}, {self.endpoint!r})"
+
+
+def read_access(folder: Path) -> Access:
+    """What a fleet's folder, or its operator folder alone, says. Raises `LocalError` STATE_MISSING."""
+    operator = folder if (folder / "operator.toml").is_file() else folder / "operator"
+    try:
+        settings = tomllib.loads((operator / "operator.toml").read_text("utf-8"))
+        endpoints = _running_endpoints(operator.parent) or settings["endpoints"]
+        files = [(operator / name).read_bytes() for name in ("authority.pem", "cert.pem", "cert.key")]
+    except (OSError, KeyError, ValueError) as error:
+        detail = f"Expected operator.toml, authority.pem, cert.pem and cert.key in {operator}; {error}."
+        raise LocalError(Code.STATE_MISSING, detail, fix="Restore the folder from a back-up.") from error
+    if not endpoints:
+        detail = "The fleet's port is chosen when the aggregator starts, and it has not started yet."
+        raise PeerError(Code.AGGREGATOR_UNREACHABLE, detail, fix="Start it: `fedless aggregator serve`.")
+    return Access(settings["fleet"], endpoints[0], *files)
+
+
+class Link:
+    """A connection to the Operator service; use it as a context manager."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        credentials = grpc.ssl_channel_credentials(access.authority_pem, access.key_pem, access.chain_pem)
+        options = (
+            ("grpc.ssl_target_name_override", server_name(access.fleet)),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", 30_000),
+        )
+        self._channel = grpc.secure_channel(access.endpoint, credentials, options)
+        self._stub = operator_pb2_grpc.OperatorStub(self._channel)
+
+    def __enter__(self) -> Link:
+        """The link itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def claims(
+        self, count: int, valid_ms: int, client_ids: Sequence[str], labels: Mapping[str, str]
+    ) -> list[IssuedClaim]:
+        """Fresh claims; `valid_ms` 0 means the configured time."""
+        request = operator_pb2.IssueClaimsRequest(
+            count=count, valid_ms=valid_ms, client_ids=client_ids, labels=labels
+        )
+        return list(self._call(self._stub.IssueClaims, request).claims)
+
+    def issue_claims(self, client_ids: Sequence[str]) -> dict[str, str]:
+        """One claim for each client id, by id; they are secrets."""
+        return {claim.client_id: claim.claim for claim in self.claims(len(client_ids), 0, client_ids, {})}
+
+    def clients(self) -> list[ClientInfo]:
+        """All clients by id."""
+        return list(self._call(self._stub.ListClients, operator_pb2.ListClientsRequest()).clients)
+
+    def online(self) -> frozenset[str]:
+        """The ids of the clients that are connected to the broker."""
+        return frozenset(client.client_id for client in self.clients() if client.online)
+
+    def revoke(self, client_id: str, reason: str) -> None:
+        """Puts a client's certificates on the deny list."""
+        self._call(
+            self._stub.RevokeClient, operator_pb2.RevokeClientRequest(client_id=client_id, reason=reason)
+        )
+
+    def put(self, data: bytes) -> bytes:
+        """Stores bytes under their SHA-256, which is returned; nothing is sent that is already there."""
+        digest = hashlib.sha256(data).digest()
+        if not self._call(self._stub.HasBlob, operator_pb2.HasBlobRequest(digest=digest)).present:
+            stored = self._call(self._stub.PutBlob, _chunks(data), None).digest
+            if stored != digest:
+                raise PeerError(Code.WRONG_DIGEST, "The aggregator stored other bytes than were sent.")
+        return digest
+
+    def fetch(self, digest: bytes) -> Iterator[bytes]:
+        """The bytes of a blob, piece by piece; the caller checks the digest."""
+        with _refusals(self._access.endpoint):
+            for chunk in self._stub.FetchBlob(operator_pb2.OperatorBlobRequest(digest=digest)):
+                yield chunk.data
+
+    def start_run(self, task_toml: str, bundle: bytes, initial: bytes, test_set: bytes) -> RunInfo:
+        """Begins a run from digests of stored blobs; `test_set` may be empty."""
+        request = operator_pb2.StartRunRequest(
+            task_toml=task_toml, bundle_digest=bundle, initial_digest=initial, test_set_digest=test_set
+        )
+        return self._call(self._stub.StartRun, request, START_S)
+
+    def stop_run(self, run_id: str) -> RunInfo:
+        """Ends a run after its last model."""
+        return self._call(self._stub.StopRun, operator_pb2.RunRequest(run_id=run_id))
+
+    def runs(self) -> list[RunInfo]:
+        """All runs, without their rounds."""
+        return list(self._call(self._stub.ListRuns, operator_pb2.ListRunsRequest()).runs)
+
+    def run(self, run_id: str) -> RunInfo:
+        """A run with its rounds."""
+        return self._call(self._stub.ShowRun, operator_pb2.RunRequest(run_id=run_id))
+
+    def watch(self, run_id: str, after: int = 0) -> Iterator[RunEvent]:
+        """A run's events from `after` on; ends with the run."""
+        with _refusals(self._access.endpoint):
+            yield from self._stub.WatchRun(operator_pb2.WatchRunRequest(run_id=run_id, after=after))
+
+    def info(self) -> operator_pb2.InfoReply:
+        """What the service says of itself."""
+        return self._call(self._stub.Info, operator_pb2.InfoRequest())
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None = CALL_S) -> Any:  # noqa: ANN401 - generated
+        with _refusals(self._access.endpoint):
+            return method(request, timeout=timeout_s)
+
+
+def open_link(folder: Path) -> Link:
+    """The link of a fleet's folder, or of an operator folder."""
+    return Link(read_access(folder))
+
+
+def _running_endpoints(fleet: Path) -> list[str]:
+    """Where a service in this folder said that it listens; [] when the folder is not the fleet's."""
+    try:
+        values: dict[str, list[str]] = json.loads((fleet / "state" / "endpoints.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return []
+    return values["operator"]
+
+
+def _chunks(data: bytes) -> Iterator[operator_pb2.PutBlobChunk]:
+    for start in range(0, max(len(data), 1), CHUNK_BYTES):
+        yield operator_pb2.PutBlobChunk(data=data[start : start + CHUNK_BYTES])
+
+
+@contextmanager
+def _refusals(endpoint: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        _raise(error, endpoint)
+
+
+def _raise(error: Any, endpoint: str) -> NoReturn:  # noqa: ANN401 - grpc.RpcError has no public type of its own
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_TRAILER:
+            raise wire.error_from_bytes(value) from error
+    if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+        detail = f"Nothing answered at {endpoint} ({error.code().name.lower()})."
+        fix = "Start it with `fedless aggregator serve`, or check the address in operator.toml."
+        raise PeerError(Code.AGGREGATOR_UNREACHABLE, detail, fix=fix) from error
+    raise PeerError(Code.INTERNAL, f"{error.code().name}: {error.details()}") from error
