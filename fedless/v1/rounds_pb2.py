@@ -22,10 +22,9 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from fedless.v1 import core_pb2 as fedless_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64less/v1/rounds.proto\x12\nfedless.v1\x1a\x15\x66\x65\x64less/v1/core.proto\"+\n\tEpochStep\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x1b\n\nEpochQuery\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\".\n\tRoundStep\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x1e\n\nRoundQuery\x12\x10\n\x08round_id\x18\x01 \x01(\x04\"\x1d\n\x0bStepReceipt\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\"?\n\x0e\x43heckInRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0c\n\x04mark\x18\x03 \x01(\x0c\"\xcf\x01\n\x0c\x43heckInReply\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\x08\x12\x0c\n\x04task\x18\x02 \x01(\x0c\x12\x16\n\x0e\x64\x65\x61\x64line_at_ms\x18\x03 \x01(\x04\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\r\x12\x14\n\x0creport_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06now_ms\x18\x06 \x01(\x04\x12\x12\n\nround_open\x18\t \x01(\x0c\x12\x13\n\x0b\x65poch_slots\x18\n \x01(\r\x12\x16\n\x0eretry_after_ms\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\"\xd9\x01\n\x0cReportHeader\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\r\x12\x14\n\x0clength_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x30\n\x04sums\x18\x06 \x03(\x0b\x32\".fedless.v1.ReportHeader.SumsEntry\x12\x0e\n\x06masked\x18\x07 \x01(\x0c\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x0cReportOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"=\n\x0bReportChunk\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\rReportReceipt\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"\xab\x02\n\x11InvocationMetrics\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\t\x12@\n\ntimings_ms\x18\x03 \x03(\x0b\x32,.fedless.v1.InvocationMetrics.TimingsMsEntry\x12\x12\n\nbytes_down\x18\x04 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x05 \x01(\x04\x12\x13\n\x0bpeak_rss_mb\x18\x06 \x01(\x02\x12\x1f\n\x17participant_peak_rss_mb\x18\x07 \x01(\x02\x12\x14\n\x0c\x61gent_rss_mb\x18\x08 \x01(\x02\x12\x0f\n\x07outcome\x18\t \x01(\t\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x10\n\x0eMetricsReceipt2\xdd\x05\n\x06Rounds\x12?\n\x07\x43heckIn\x12\x1a.fedless.v1.CheckInRequest\x1a\x18.fedless.v1.CheckInReply\x12\x41\n\x0b\x42\x65ginReport\x12\x18.fedless.v1.ReportHeader\x1a\x18.fedless.v1.ReportOffset\x12\x41\n\tPutReport\x12\x17.fedless.v1.ReportChunk\x1a\x19.fedless.v1.ReportReceipt(\x01\x12G\n\nPutMetrics\x12\x1d.fedless.v1.InvocationMetrics\x1a\x1a.fedless.v1.MetricsReceipt\x12?\n\rPostEpochKeys\x12\x15.fedless.v1.EpochStep\x1a\x17.fedless.v1.StepReceipt\x12:\n\tGetRoster\x12\x16.fedless.v1.EpochQuery\x1a\x15.fedless.v1.EpochStep\x12\x41\n\x0fPostEpochShares\x12\x15.fedless.v1.EpochStep\x1a\x17.fedless.v1.StepReceipt\x12\x39\n\x08GetInbox\x12\x16.fedless.v1.EpochQuery\x1a\x15.fedless.v1.EpochStep\x12\x41\n\x10GetUnmaskRequest\x12\x16.fedless.v1.RoundQuery\x1a\x15.fedless.v1.RoundStep\x12\x44\n\x12PostUnmaskResponse\x12\x15.fedless.v1.RoundStep\x1a\x17.fedless.v1.StepReceipt\x12?\n\x0eGetRoundResult\x12\x16.fedless.v1.RoundQuery\x1a\x15.fedless.v1.RoundStepb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64less/v1/rounds.proto\x12\nfedless.v1\"+\n\tEpochStep\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x1b\n\nEpochQuery\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\".\n\tRoundStep\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x1e\n\nRoundQuery\x12\x10\n\x08round_id\x18\x01 \x01(\x04\"\x1d\n\x0bStepReceipt\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\"?\n\x0e\x43heckInRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0c\n\x04mark\x18\x03 \x01(\x0c\"\xcf\x01\n\x0c\x43heckInReply\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\x08\x12\x0c\n\x04task\x18\x02 \x01(\x0c\x12\x16\n\x0e\x64\x65\x61\x64line_at_ms\x18\x03 \x01(\x04\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\r\x12\x14\n\x0creport_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06now_ms\x18\x06 \x01(\x04\x12\x12\n\nround_open\x18\t \x01(\x0c\x12\x13\n\x0b\x65poch_slots\x18\n \x01(\r\x12\x16\n\x0eretry_after_ms\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\"\xd9\x01\n\x0cReportHeader\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\r\x12\x14\n\x0clength_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x05 \x01(\x04\x12\x30\n\x04sums\x18\x06 \x03(\x0b\x32\".fedless.v1.ReportHeader.SumsEntry\x12\x0e\n\x06masked\x18\x07 \x01(\x0c\x1a+\n\tSumsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x0cReportOffset\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"=\n\x0bReportChunk\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\rReportReceipt\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06now_ms\x18\x02 \x01(\x04\"\xab\x02\n\x11InvocationMetrics\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\t\x12@\n\ntimings_ms\x18\x03 \x03(\x0b\x32,.fedless.v1.InvocationMetrics.TimingsMsEntry\x12\x12\n\nbytes_down\x18\x04 \x01(\x04\x12\x10\n\x08\x62ytes_up\x18\x05 \x01(\x04\x12\x13\n\x0bpeak_rss_mb\x18\x06 \x01(\x02\x12\x1f\n\x17participant_peak_rss_mb\x18\x07 \x01(\x02\x12\x14\n\x0c\x61gent_rss_mb\x18\x08 \x01(\x02\x12\x0f\n\x07outcome\x18\t \x01(\t\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x10\n\x0eMetricsReceipt2\xdd\x05\n\x06Rounds\x12?\n\x07\x43heckIn\x12\x1a.fedless.v1.CheckInRequest\x1a\x18.fedless.v1.CheckInReply\x12\x41\n\x0b\x42\x65ginReport\x12\x18.fedless.v1.ReportHeader\x1a\x18.fedless.v1.ReportOffset\x12\x41\n\tPutReport\x12\x17.fedless.v1.ReportChunk\x1a\x19.fedless.v1.ReportReceipt(\x01\x12G\n\nPutMetrics\x12\x1d.fedless.v1.InvocationMetrics\x1a\x1a.fedless.v1.MetricsReceipt\x12?\n\rPostEpochKeys\x12\x15.fedless.v1.EpochStep\x1a\x17.fedless.v1.StepReceipt\x12:\n\tGetRoster\x12\x16.fedless.v1.EpochQuery\x1a\x15.fedless.v1.EpochStep\x12\x41\n\x0fPostEpochShares\x12\x15.fedless.v1.EpochStep\x1a\x17.fedless.v1.StepReceipt\x12\x39\n\x08GetInbox\x12\x16.fedless.v1.EpochQuery\x1a\x15.fedless.v1.EpochStep\x12\x41\n\x10GetUnmaskRequest\x12\x16.fedless.v1.RoundQuery\x1a\x15.fedless.v1.RoundStep\x12\x44\n\x12PostUnmaskResponse\x12\x15.fedless.v1.RoundStep\x1a\x17.fedless.v1.StepReceipt\x12?\n\x0eGetRoundResult\x12\x16.fedless.v1.RoundQuery\x1a\x15.fedless.v1.RoundStepb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,36 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTHEADER_SUMSENTRY']._serialized_options = b'8\001'
   _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._loaded_options = None
   _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._serialized_options = b'8\001'
-  _globals['_EPOCHSTEP']._serialized_start=62
-  _globals['_EPOCHSTEP']._serialized_end=105
-  _globals['_EPOCHQUERY']._serialized_start=107
-  _globals['_EPOCHQUERY']._serialized_end=134
-  _globals['_ROUNDSTEP']._serialized_start=136
-  _globals['_ROUNDSTEP']._serialized_end=182
-  _globals['_ROUNDQUERY']._serialized_start=184
-  _globals['_ROUNDQUERY']._serialized_end=214
-  _globals['_STEPRECEIPT']._serialized_start=216
-  _globals['_STEPRECEIPT']._serialized_end=245
-  _globals['_CHECKINREQUEST']._serialized_start=247
-  _globals['_CHECKINREQUEST']._serialized_end=310
-  _globals['_CHECKINREPLY']._serialized_start=313
-  _globals['_CHECKINREPLY']._serialized_end=520
-  _globals['_REPORTHEADER']._serialized_start=523
-  _globals['_REPORTHEADER']._serialized_end=740
-  _globals['_REPORTHEADER_SUMSENTRY']._serialized_start=697
-  _globals['_REPORTHEADER_SUMSENTRY']._serialized_end=740
-  _globals['_REPORTOFFSET']._serialized_start=742
-  _globals['_REPORTOFFSET']._serialized_end=790
-  _globals['_REPORTCHUNK']._serialized_start=792
-  _globals['_REPORTCHUNK']._serialized_end=853
-  _globals['_REPORTRECEIPT']._serialized_start=855
-  _globals['_REPORTRECEIPT']._serialized_end=904
-  _globals['_INVOCATIONMETRICS']._serialized_start=907
-  _globals['_INVOCATIONMETRICS']._serialized_end=1206
-  _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._serialized_start=1158
-  _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._serialized_end=1206
-  _globals['_METRICSRECEIPT']._serialized_start=1208
-  _globals['_METRICSRECEIPT']._serialized_end=1224
-  _globals['_ROUNDS']._serialized_start=1227
-  _globals['_ROUNDS']._serialized_end=1960
+  _globals['_EPOCHSTEP']._serialized_start=39
+  _globals['_EPOCHSTEP']._serialized_end=82
+  _globals['_EPOCHQUERY']._serialized_start=84
+  _globals['_EPOCHQUERY']._serialized_end=111
+  _globals['_ROUNDSTEP']._serialized_start=113
+  _globals['_ROUNDSTEP']._serialized_end=159
+  _globals['_ROUNDQUERY']._serialized_start=161
+  _globals['_ROUNDQUERY']._serialized_end=191
+  _globals['_STEPRECEIPT']._serialized_start=193
+  _globals['_STEPRECEIPT']._serialized_end=222
+  _globals['_CHECKINREQUEST']._serialized_start=224
+  _globals['_CHECKINREQUEST']._serialized_end=287
+  _globals['_CHECKINREPLY']._serialized_start=290
+  _globals['_CHECKINREPLY']._serialized_end=497
+  _globals['_REPORTHEADER']._serialized_start=500
+  _globals['_REPORTHEADER']._serialized_end=717
+  _globals['_REPORTHEADER_SUMSENTRY']._serialized_start=674
+  _globals['_REPORTHEADER_SUMSENTRY']._serialized_end=717
+  _globals['_REPORTOFFSET']._serialized_start=719
+  _globals['_REPORTOFFSET']._serialized_end=767
+  _globals['_REPORTCHUNK']._serialized_start=769
+  _globals['_REPORTCHUNK']._serialized_end=830
+  _globals['_REPORTRECEIPT']._serialized_start=832
+  _globals['_REPORTRECEIPT']._serialized_end=881
+  _globals['_INVOCATIONMETRICS']._serialized_start=884
+  _globals['_INVOCATIONMETRICS']._serialized_end=1183
+  _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._serialized_start=1135
+  _globals['_INVOCATIONMETRICS_TIMINGSMSENTRY']._serialized_end=1183
+  _globals['_METRICSRECEIPT']._serialized_start=1185
+  _globals['_METRICSRECEIPT']._serialized_end=1201
+  _globals['_ROUNDS']._serialized_start=1204
+  _globals['_ROUNDS']._serialized_end=1937
 # @@protoc_insertion_point(module_scope)
