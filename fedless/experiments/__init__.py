@@ -1,0 +1,1 @@
+"""Experiments: data sets and their partition, local fleets, runs and their reports."""

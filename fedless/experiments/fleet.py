@@ -1,0 +1,167 @@
+"""A whole fleet on this machine: aggregator, broker and N devices, each a process, on free loopback ports.
+
+`run` and the benchmarks use it. Everything lives in one folder, so that the folder's end is the fleet's end:
+
+    fleet/                the aggregator's side, as `fedless init` makes it
+    devices/<client-id>/  one device each: its state directory, edge.toml and its own data.npz
+    logs/<process>.log    what each process said
+
+The processes are the real programs, started as a user would: `fedless aggregator serve`, `fedless-edge
+enroll` and `fedless-edge run`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from aggregator.founding import Ports, found_fleet, write_private
+from fedless.experiments.operator import Connect, Operator
+from fedless.experiments.processes import Child, Children, wait_until
+from fedless.protocol.tables import write_tables
+
+HOST = "127.0.0.1"
+FLEET = "local"
+DATA_FILE = "data.npz"
+READY_S = 30.0
+ENROLL_S = 60.0
+ONLINE_S = 60.0
+STOP_S = 8.0
+SERVE = (sys.executable, "-m", "fedless.console.main", "aggregator", "serve")
+EDGE = (sys.executable, "-m", "edge_runtime.cli")
+_MB = 1e6
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device to be: its id and the .npz bytes of its own examples."""
+
+    client_id: str
+    examples: bytes = field(repr=False)
+
+
+class LocalFleet:
+    """A fleet that runs while the `with` block does: when it is entered, every device is online.
+
+    `connect` makes the operator's client of a fleet's folder; `source` is the name that the function's
+    manifest gives to the data; `logs` is where the logs go if not into the folder; `environment` is added to
+    every process' own. Entering raises `LocalError` with the reason and the last words of the process that
+    failed, after everything is stopped again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        devices: Sequence[Device],
+        connect: Connect,
+        *,
+        source: str = "default",
+        logs: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.aggregator_folder = self.folder / "fleet"
+        self.devices = tuple(devices)
+        self.children = Children(logs or self.folder / "logs")
+        self.agents: dict[str, Child] = {}
+        self._connect = connect
+        self._source = source
+        self._environment = dict(environment or {})
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start everything."""
+        self._exits.callback(self._stop)
+        try:
+            self._start_aggregator()
+            self._enroll()
+            for device in self.devices:
+                self.start_agent(device.client_id)
+            self._wait_online()
+        except BaseException:
+            self._exits.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End every process, the agents first, so that they can take their leave of the broker."""
+        self._exits.close()
+
+    def operator(self) -> Operator:
+        """A new connection to the aggregator, closed with the fleet."""
+        operator = self._connect(self.aggregator_folder)
+        self._exits.callback(operator.close)
+        return operator
+
+    def state_folder(self, client_id: str) -> Path:
+        """A device's state directory."""
+        return self.folder / "devices" / client_id
+
+    def start_agent(self, client_id: str) -> None:
+        """Start (again) the agent of an enrolled device."""
+        argv = (*EDGE, "run", "--state", str(self.state_folder(client_id)))
+        self.agents[client_id] = self.children.start(client_id, argv, self._environment)
+
+    def agent_rss_mb(self) -> dict[str, float]:
+        """Resident memory of each running agent process now, in MB."""
+        return {
+            name: psutil.Process(child.process.pid).memory_info().rss / _MB
+            for name, child in self.agents.items()
+            if child.alive
+        }
+
+    def _start_aggregator(self) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        found_fleet(self.aggregator_folder, FLEET, HOST, Ports(0, 0, 0), now_ms)
+        argv = (*SERVE, "--fleet", str(self.aggregator_folder))
+        self.children.start("aggregator", argv, self._environment)
+        ready = self.aggregator_folder / "state" / "endpoints.json"
+        wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
+
+    def _enroll(self) -> None:
+        """Each device gets its claim through standard input and its settings and examples as files."""
+        operator = self.operator()
+        claims = operator.issue_claims([device.client_id for device in self.devices])
+
+        def enroll(device: Device) -> None:
+            state = self.state_folder(device.client_id)
+            write_private(state / DATA_FILE, device.examples)
+            settings = write_tables({"data": {self._source: {"kind": "npz", "path": DATA_FILE}}})
+            write_private(state / "edge.toml", settings.encode())
+            argv = (*EDGE, "enroll", "--state", str(state))
+            self.children.run(device.client_id, argv, f"{claims[device.client_id]}\n".encode(), ENROLL_S)
+
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        try:
+            for done in [pool.submit(enroll, device) for device in self.devices]:
+                done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _wait_online(self) -> None:
+        operator = self.operator()
+        wanted = {device.client_id for device in self.devices}
+
+        def missing() -> set[str]:
+            return wanted - operator.online()
+
+        def reason() -> str:
+            names = sorted(missing())
+            return f"{len(names)} of {len(wanted)} devices are not online: {', '.join(names[:5])}."
+
+        wait_until(lambda: not missing(), ONLINE_S, reason, self.children)
+
+    def _stop(self) -> None:
+        self.children.stop(lambda child: child.name != "aggregator", STOP_S)

@@ -1,0 +1,95 @@
+"""*Pure.* Who gets which examples: label-sorted shards as FedLess dealt them, evenly at random, or Dirichlet.
+
+Every function takes the labels int[N], the number of clients and a seed, and returns one array of distinct
+indices int64[n_i] for each client, sorted; no index occurs twice over all clients, and no client is left
+empty. The same arguments give the same answer on every machine (numpy's PCG64).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedless.protocol.errors import Code, LocalError
+
+Indices = NDArray[np.int64]
+Labels = NDArray[np.integer[Any]]
+KINDS = ("shards", "iid", "dirichlet")
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The rule (one of `KINDS`) and its number: `shards_per_client` for shards, `alpha` for dirichlet."""
+
+    kind: str = "iid"
+    shards_per_client: int = 2
+    alpha: float = 0.5
+
+
+def divide(partition: Partition, labels: Labels, clients: int, seed: int) -> list[Indices]:
+    """The clients' indices by the rule that `partition` names.
+
+    Raises `LocalError(DATA_EMPTY)` if there are too few examples to give every client one.
+    """
+    if labels.ndim != 1 or labels.size < clients:
+        detail = (
+            f"{clients} clients need a label vector of at least {clients} examples, found {labels.shape}."
+        )
+        raise LocalError(Code.DATA_EMPTY, detail)
+    if partition.kind == "shards":
+        return shards(labels, clients, partition.shards_per_client, seed)
+    if partition.kind == "dirichlet":
+        return dirichlet(labels, clients, partition.alpha, seed)
+    return iid(labels, clients, seed)
+
+
+def shards(labels: Labels, clients: int, shards_per_client: int, seed: int) -> list[Indices]:
+    """Sorted by label, cut into clients x `shards_per_client` shards of one size, dealt out at random.
+
+    That is FedLess's non-IID split of MNIST (arXiv 2111.03396: 600 shards of 100 images) and, with two shards
+    for each client, McMahan et al. 2017's. Examples that fill no whole shard are left out.
+    """
+    count = clients * shards_per_client
+    size = labels.size // count
+    if size == 0:
+        detail = f"{clients} clients x {shards_per_client} shards need {count} examples, found {labels.size}."
+        raise LocalError(Code.DATA_EMPTY, detail)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(
+        labels.size
+    )  # which examples of a label share a shard is chance, not file order
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    dealt = rng.permutation(count).reshape(clients, shards_per_client)
+    blocks = ordered[: count * size].reshape(count, size)
+    return [np.sort(blocks[mine].reshape(-1)).astype(np.int64) for mine in dealt]
+
+
+def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
+    """A random permutation cut into `clients` parts whose sizes differ by at most one."""
+    order = np.random.default_rng(seed).permutation(labels.size)
+    return [np.sort(part).astype(np.int64) for part in np.array_split(order, clients)]
+
+
+def dirichlet(labels: Labels, clients: int, alpha: float, seed: int) -> list[Indices]:
+    """Each label's examples divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019, per label).
+
+    Small `alpha`: few labels for each client. Draws that leave a client empty are repeated, at most 100
+    times; then `LocalError(DATA_EMPTY)`.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(_ATTEMPTS):
+        parts: list[list[Indices]] = [[] for _ in range(clients)]
+        for label in np.unique(labels):
+            mine = rng.permutation(np.flatnonzero(labels == label))
+            cuts = (np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * mine.size).astype(np.int64)
+            for part, piece in zip(parts, np.split(mine, cuts), strict=True):
+                part.append(piece)
+        joined = [np.sort(np.concatenate(part)).astype(np.int64) for part in parts]
+        if all(part.size for part in joined):
+            return joined
+    detail = f"Dirichlet({alpha:g}) leaves one of {clients} clients empty with {labels.size} examples."
+    raise LocalError(Code.DATA_EMPTY, detail, fix="Use a larger alpha, more examples or fewer clients.")

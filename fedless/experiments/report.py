@@ -1,0 +1,220 @@
+"""The report of one run: a self-contained page made from summary.json and rounds.jsonl.
+
+`write(folder)` is called at the end of a run and by `fedless experiment report`. The page asks nothing of the
+network: figures are inline SVG, styles are inline, there is no script. What a line of rounds.jsonl holds is
+said in docs/experiments.md; figures whose numbers are missing are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedless.experiments import charts
+from fedless.experiments.charts import Figure
+from fedless.protocol.errors import Code, LocalError
+
+Round = Mapping[str, Any]
+SUMMARY, ROUNDS, REPORT = "summary.json", "rounds.jsonl", "report.html"
+_MB = 1e6
+
+
+def write(folder: Path) -> Path:
+    """Write `folder`/report.html from the folder's other files; returns its path.
+
+    Raises `LocalError(STATE_MISSING | STATE_CORRUPT)` if those are not there or cannot be read.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines()
+        rounds = [json.loads(line) for line in lines]
+    except FileNotFoundError as error:
+        detail = f"{error.filename} does not exist: {folder} is not the folder of a finished run."
+        raise LocalError(Code.STATE_MISSING, detail) from None
+    except (OSError, ValueError) as error:
+        raise LocalError(Code.STATE_CORRUPT, f"The run in {folder} cannot be read: {error}.") from None
+    target = folder / REPORT
+    target.write_text(render(summary, rounds), encoding="utf-8")
+    return target
+
+
+def render(summary: Mapping[str, Any], rounds: Sequence[Round]) -> str:
+    """The whole page as HTML text."""
+    environment = Environment(
+        loader=PackageLoader("fedless.experiments"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        tiles=_tiles(summary),
+        details=_flat(summary),
+        figures=figures(rounds),
+        width=charts.WIDTH,
+        left=charts.LEFT,
+        right=charts.RIGHT,
+    )
+
+
+def figures(rounds: Sequence[Round]) -> list[Figure]:
+    """Every figure that the rounds have numbers for."""
+    makers: tuple[Callable[[Sequence[Round]], Figure | None], ...] = (
+        _accuracy,
+        _loss,
+        _phases,
+        _first_step,
+        _bytes,
+        _starts,
+        _participation,
+        _losses,
+    )
+    return [figure for maker in makers if (figure := maker(rounds))]
+
+
+def _accuracy(rounds: Sequence[Round]) -> Figure | None:
+    caption = (
+        "Share of right answers of each round's new model, on the aggregator's test set and on the devices."
+    )
+    series = _metrics(rounds, ("test_accuracy", "device_accuracy", "train_accuracy"))
+    return _lines("Accuracy per round", caption, rounds, series, limits=(0.0, 1.0))
+
+
+def _loss(rounds: Sequence[Round]) -> Figure | None:
+    caption = "Mean loss per example. Training loss is what the devices saw while they trained."
+    series = _metrics(rounds, ("test_loss", "train_loss", "device_loss"))
+    return _lines("Loss per round", caption, rounds, series)
+
+
+def _lines(
+    title: str,
+    caption: str,
+    rounds: Sequence[Round],
+    series: Mapping[str, Sequence[float | None]],
+    limits: tuple[float, float] | None = None,
+) -> Figure | None:
+    return charts.lines(title, caption, _numbers(rounds), series, limits=limits) if series else None
+
+
+def _phases(rounds: Sequence[Round]) -> Figure | None:
+    names = _keys(rounds, "phases_ms")
+    series = {name: [entry["phases_ms"].get(name, 0.0) / 1000 for entry in rounds] for name in names}
+    caption = "Seconds of each round by the aggregator's phase; phases follow one another."
+    return (
+        charts.bars("Time per phase of a round", caption, _numbers(rounds), series, unit="s")
+        if series
+        else None
+    )
+
+
+def _first_step(rounds: Sequence[Round]) -> Figure | None:
+    values = [ms for client in _invocations(rounds) if (ms := client["timings_ms"].get("first_step"))]
+    caption = (
+        "From the wake-up's arrival on the device to its first training step, in ms, over all invocations."
+    )
+    return charts.histogram("Wake-up to first step", caption, values, unit="ms") if values else None
+
+
+def _bytes(rounds: Sequence[Round]) -> Figure | None:
+    names = _clients(rounds)
+    if not names:
+        return None
+    totals = {
+        direction: [
+            sum(entry["clients"].get(name, {}).get(f"bytes_{direction}", 0) for entry in rounds) / _MB
+            for name in names
+        ]
+        for direction in ("down", "up")
+    }
+    caption = "MB that each client received and sent over the whole run: models, bundle, reports."
+    return charts.bars("Bytes per device", caption, names, totals, unit="MB", axis="client")
+
+
+def _starts(rounds: Sequence[Round]) -> Figure | None:
+    counts = {
+        kind: [float(sum(c["start"] == kind for c in entry["clients"].values())) for entry in rounds]
+        for kind in ("cold", "warm")
+    }
+    if not any(map(sum, counts.values())):
+        return None
+    caption = "Invocations that had to start a function instance, and those that found one waiting."
+    return charts.bars("Cold and warm starts", caption, _numbers(rounds), counts)
+
+
+def _participation(rounds: Sequence[Round]) -> Figure | None:
+    names = _clients(rounds)
+    cells = {name: [entry["clients"].get(name, {}).get("outcome", "") for entry in rounds] for name in names}
+    caption = "What became of each client in each round; empty: not selected."
+    if not names:
+        return None
+    return charts.matrix("Participation", caption, _numbers(rounds), cells, {"reported": "s1"})
+
+
+def _losses(rounds: Sequence[Round]) -> Figure | None:
+    names = _keys(rounds, "losses")
+    series = {name: [float(entry["losses"].get(name, 0)) for entry in rounds] for name in names}
+    caption = "Clients that were selected and did not count in a round, by reason."
+    return charts.bars("Losses by reason", caption, _numbers(rounds), series) if series else None
+
+
+def _metrics(rounds: Sequence[Round], names: Sequence[str]) -> dict[str, list[float | None]]:
+    found = {name: [entry["metrics"].get(name) for entry in rounds] for name in names}
+    return {
+        name.replace("_", " "): values
+        for name, values in found.items()
+        if any(value is not None for value in values)
+    }
+
+
+def _numbers(rounds: Sequence[Round]) -> list[str]:
+    return [str(entry["number"]) for entry in rounds]
+
+
+def _keys(rounds: Sequence[Round], table: str) -> list[str]:
+    """All keys of that table over the rounds, in order of appearance."""
+    return list(dict.fromkeys(key for entry in rounds for key in entry[table]))
+
+
+def _clients(rounds: Sequence[Round]) -> list[str]:
+    return sorted({name for entry in rounds for name in entry["clients"]})
+
+
+def _invocations(rounds: Sequence[Round]) -> list[Mapping[str, Any]]:
+    return [client for entry in rounds for client in entry["clients"].values()]
+
+
+def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What the reader wants to know first: value, unit, label."""
+    wanted = (
+        ("test_accuracy", 100.0, "%", "test accuracy"),
+        ("rounds", 1.0, "", "rounds"),
+        ("clients", 1.0, "", "clients"),
+        ("round_seconds_median", 1.0, "s", "median round"),
+        ("wake_to_first_step_ms_p50", 1.0, "ms", "wake-up to first step, p50"),
+        ("device_idle_rss_mb", 1.0, "MB", "device memory, idle"),
+        ("device_peak_rss_mb", 1.0, "MB", "device memory, peak"),
+        ("uplink_bytes_per_parameter", 1.0, "B", "uplink per parameter"),
+    )
+    return [
+        (charts.number(summary[key] * factor), unit, label)
+        for key, factor, unit, label in wanted
+        if summary.get(key) is not None
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The summary as rows of a table."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            rows.append((prefix + key, charts.number(value, 4)))
+        else:
+            rows.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

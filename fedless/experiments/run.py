@@ -1,0 +1,217 @@
+"""One experiment from its file to its report: a fresh local fleet for each seed, one run on it, the figures.
+
+Called by `fedless experiment run`. A run's folder `<output>/<name>-<time>-s<seed>/` gets rounds.jsonl line by
+line as rounds end, then model.f32, summary.json and report.html; logs/ has what every process said. The fleet
+itself (keys, state, the devices' data) is in state/ while it runs and is removed afterwards, unless it is to
+be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedless.authoring.sign import initial_weights, pack_and_sign, read_manifest
+from fedless.experiments import datasets, report
+from fedless.experiments.config import Experiment, with_rounds, with_seed
+from fedless.experiments.fleet import Device, LocalFleet
+from fedless.experiments.measures import Participation, round_record, run_figures
+from fedless.experiments.operator import Connect, Operator
+from fedless.experiments.partition import divide
+from fedless.experiments.progress import Progress
+from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.manifest import Manifest, Model
+
+MODEL = "model.f32"
+PACKAGES = (
+    "fedless",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "numpy",
+    "grpcio",
+    "paho-mqtt",
+    "protobuf",
+    "cryptography",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line may change: the data, the number of rounds, the folder, and what stays behind."""
+
+    data: Path | None = None
+    rounds: int = 0
+    output: Path | None = None
+    keep: bool = False
+
+
+def run_experiment(
+    experiment: Experiment, connect: Connect, progress: Progress, options: Options
+) -> list[Path]:
+    """Run it once for each seed; the folders of the runs. Raises `FedlessError` with what to do."""
+    if options.data is not None:
+        experiment = replace(experiment, data=datasets.idx_folder(experiment.data, options.data))
+    if options.rounds:
+        experiment = with_rounds(experiment, options.rounds)
+    output = options.output or experiment.output
+    runs = [with_seed(experiment, seed) for seed in experiment.seeds]
+    return [_run_once(run, output, connect, progress, keep=options.keep) for run in runs]
+
+
+def _run_once(
+    experiment: Experiment, output: Path, connect: Connect, progress: Progress, *, keep: bool
+) -> Path:
+    seed = experiment.seeds[0]
+    manifest = read_manifest(experiment.function)
+    devices, test_set = _prepare(experiment, seed, manifest)
+    folder = output / f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-s{seed}"
+    folder.mkdir(parents=True)
+    progress.say(f"{folder}: {len(devices)} devices, seed {seed}; starting aggregator, broker and agents")
+    state = folder / "state"
+    source = manifest.data_mounts[0] if manifest.data_mounts else "default"
+    try:
+        with LocalFleet(state, devices, connect, source=source, logs=folder / "logs") as fleet:
+            summary = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
+    finally:
+        if not keep:
+            shutil.rmtree(state, ignore_errors=True)
+    _write_json(folder / report.SUMMARY, summary)
+    progress.say(f"report: {report.write(folder)}")
+    return folder
+
+
+def _prepare(experiment: Experiment, seed: int, manifest: Manifest) -> tuple[list[Device], bytes]:
+    """The devices with their parts of the data, and the test set."""
+    if manifest.model is None:
+        detail = f"{experiment.function} has no model, so there is nothing to train."
+        raise LocalError(Code.CONFIG_INVALID, detail)
+    split = datasets.load(experiment.data, seed)
+    _check_names(manifest.model, split)
+    parts = divide(experiment.partition, split.train[experiment.data.label], experiment.clients, seed)
+    kinds = [group.kind for group in experiment.groups for _ in range(group.count)]
+    devices = [
+        Device(f"{kind}-{number:03d}", datasets.to_npz(datasets.take(split.train, part)))
+        for number, (kind, part) in enumerate(zip(kinds, parts, strict=True), 1)
+    ]
+    return devices, datasets.to_npz(split.test)
+
+
+def _check_names(model: Model, split: datasets.Split) -> None:
+    wanted = [item.name for item in model.inputs] + [item.name for item in model.labels]
+    if missing := [name for name in wanted if name not in split.train or name not in split.test]:
+        detail = f"The function needs the arrays {', '.join(wanted)}; the data has no {', '.join(missing)}."
+        raise LocalError(Code.DATA_MISSING, detail, fix="Name the arrays as the function's manifest does.")
+
+
+def _on_fleet(
+    experiment: Experiment,
+    manifest: Manifest,
+    fleet: LocalFleet,
+    test_set: bytes,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Start the run, follow it to its end, fetch the model; the summary."""
+    idle = list(fleet.agent_rss_mb().values())
+    operator = fleet.operator()
+    bundle = pack_and_sign(experiment.function, fleet.aggregator_folder / "publisher" / "publisher.key")
+    initial = initial_weights(experiment.function)
+    digests = [operator.put(blob) for blob in (bundle, initial, test_set)]
+    started = time.monotonic()
+    info = operator.start_run(experiment.task, *digests)
+    progress.say(f"run {info.run_id} of {info.rounds_wanted} rounds")
+    rounds = _follow(operator, info.run_id, folder / report.ROUNDS, progress)
+    training_seconds = time.monotonic() - started
+    info = operator.run(info.run_id)
+    if info.state != "finished":
+        raise LocalError(Code.WRONG_STATE, f"The run {info.state}: {info.reason or 'no reason given'}.")
+    digest = _fetch_model(operator, info.model_digest, folder / MODEL)
+    parameters = manifest.model.parameters if manifest.model else 0
+    return {
+        "name": experiment.name,
+        "run_id": folder.name,
+        "started_at": f"{datetime.fromtimestamp(info.started_at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC",
+        "clients": experiment.clients,
+        "parameters": parameters,
+        "masked": any(entry["mode"] != "plain" for entry in rounds),
+        **run_figures(rounds, parameters, idle),
+        "aggregator_peak_rss_mb": round(operator.info().peak_rss_mb, 1),
+        "training_seconds": round(training_seconds, 1),
+        "model_sha256": digest,
+        "seeds": list(experiment.seeds),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+
+
+def _follow(operator: Operator, run_id: str, path: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Watch the run until it ends; the lines of rounds.jsonl, each written when its round has ended."""
+    participation = Participation()
+    rounds: list[dict[str, Any]] = []
+    with path.open("w", encoding="utf-8") as file:
+
+        def write(*, all_of_them: bool) -> None:
+            info = operator.run(run_id)
+            for ended in info.rounds[len(rounds) :]:
+                # The last invocations' figures come after the round's model: it waits for the next.
+                if not ended.ended_at_ms or not (all_of_them or len(info.rounds) > len(rounds) + 1):
+                    break
+                record = round_record(ended, participation.of(ended.round_id))
+                rounds.append(record)
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                progress.round_ended(record, info.rounds_wanted)
+
+        for event in operator.watch(run_id):
+            participation.take(event)
+            if event.event == "cohort_selected":
+                write(all_of_them=False)
+            progress.now(f"round {len(rounds) + 1}: {participation.reports(event.round_id)} reports")
+        write(all_of_them=True)
+    return rounds
+
+
+def _fetch_model(operator: Operator, digest: bytes, path: Path) -> str:
+    """Write the blob to `path`; its SHA-256 in hex, checked."""
+    seen = hashlib.sha256()
+    with path.open("wb") as file:
+        for chunk in operator.fetch(digest):
+            seen.update(chunk)
+            file.write(chunk)
+    if seen.digest() != digest:
+        raise LocalError(Code.WRONG_DIGEST, f"The model in {path} is damaged.", fix="Run it again.")
+    return seen.hexdigest()
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_mb": round(psutil.virtual_memory().total / 1e6),
+        "system": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
