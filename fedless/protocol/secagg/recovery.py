@@ -2,7 +2,7 @@
 
 Every rebuilt secret is checked: a survivor's self seed against its commitment, an absent member's mask key
 against its public key. A failed check means that some holder lied (or the member that dealt the shares): sets
-of t holders that leave out one, two, ... of those present are tried until one fits, and who was left out lied.
+of t holders that leave out one, two, ... of those present are tried until one fits; who was left out lied.
 """
 
 from __future__ import annotations
