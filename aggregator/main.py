@@ -26,10 +26,12 @@ from aggregator.blobs import Blobs
 from aggregator.broker import Broker, BrokerFiles
 from aggregator.config import BrokerKind, Settings, load
 from aggregator.coordinator import Coordinator
+from aggregator.driver import Means
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
+from aggregator.evaluation import Evaluator
 from aggregator.founding import ANY, write_private
 from aggregator.front import FailedClaims, Front
-from aggregator.runs import Runs
+from aggregator.runs import News, Runs
 from aggregator.service import (
     EnrollmentService,
     FleetService,
@@ -95,6 +97,15 @@ class Doors:
     endpoints: Endpoints
 
 
+@dataclass(frozen=True)
+class Core:
+    """What decides: rounds, runs, and the blobs that both use."""
+
+    blobs: Blobs
+    coordinator: Coordinator
+    runs: Runs
+
+
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Endpoints]:
     """The whole service while the block runs; gives where it can be reached. Raises `LocalError`."""
@@ -110,27 +121,41 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         doors = await _open_doors(exits, settings, registrar, authority)
         registrar.terms = terms_of(settings, doors.endpoints)
         waker = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
-        blobs = Blobs(settings.state.directory / "blobs")
-        tickets = Tickets(
-            database, waker, lambda ticket: sign_ticket(ticket, ticket_key), fleet=settings.fleet.name,
-            clock=clock, random=os.urandom, sleep=sleep, endpoints=doors.endpoints.fleet,
-        )  # fmt: skip
-        spool = Spool(settings.state.directory / "spool")
-        coordinator = Coordinator(database, spool, tickets, clock=clock, sleep=sleep)
-        exits.push_async_callback(coordinator.close)
-        runs = Runs(database, blobs, coordinator, tickets, registrar, clock=clock, sleep=sleep, random=os.urandom)
-        exits.push_async_callback(runs.close)
+        core = _open_core(settings, database, registrar, waker, ticket_key)
+        exits.push_async_callback(core.runs.close)
 
         stall_s = settings.limits.progress_timeout_s
-        FleetService(registrar, database, blobs, clock).add_to(doors.fleet_server)
-        RoundsService(registrar.callers, coordinator, clock, stall_s).add_to(doors.fleet_server)
-        OperatorService(registrar, database, blobs, runs, clock, stall_s).add_to(doors.fleet_server)
+        for service in (
+            FleetService(registrar, database, core.blobs, clock),
+            RoundsService(registrar.callers, core.coordinator, clock, stall_s),
+            OperatorService(registrar, database, core.blobs, core.runs, clock, stall_s),
+        ):
+            service.add_to(doors.fleet_server)
         for server in (doors.enrollment_server, doors.fleet_server):
             await server.start()
             exits.push_async_callback(server.stop, settings.limits.stop_timeout_s)
-        await runs.resume_all()
+        await core.runs.resume_all()
         _write_endpoints(settings, doors)
         yield doors.endpoints
+
+
+def _open_core(
+    settings: Settings, database: Database, registrar: Registrar, waker: MqttWaker, ticket_key: bytes
+) -> Core:
+    state, terms, news = settings.state.directory, registrar.terms, News()
+    blobs, spool = Blobs(state / "blobs"), Spool(state / "spool")
+    tickets = Tickets(
+        database, waker, lambda ticket: sign_ticket(ticket, ticket_key), fleet=settings.fleet.name,
+        clock=clock, random=os.urandom, sleep=sleep, endpoints=terms.endpoints.fleet,
+    )  # fmt: skip
+    coordinator = Coordinator(database, spool, tickets, clock=clock, sleep=sleep, on_step=news.tell)
+    publishers = {key.key_id: key.public_key for key in terms.publisher_keys}
+    evaluator = Evaluator(blobs, state / "functions", publishers)
+    means = Means(
+        database, blobs, coordinator, tickets, registrar, evaluator,
+        clock=clock, sleep=sleep, random=os.urandom, on_step=news.tell,
+    )  # fmt: skip
+    return Core(blobs, coordinator, Runs(means, spool, news))
 
 
 async def _open_doors(

@@ -63,7 +63,7 @@ def guarded(roles: frozenset[Role]) -> Callable[[Unary], Callable[..., Awaitable
             try:
                 return await method(self, request, self.caller(context, roles))
             except Exception as error:  # noqa: BLE001 - the border: no error may leave as it is
-                await refuse(context, error, method.__name__)
+                await refuse(context, error, method.__name__, tell=roles == OPERATORS)
 
         return call
 
@@ -80,23 +80,23 @@ def guarded_stream(roles: frozenset[Role]) -> Callable[[Stream], Callable[..., A
                 async for reply in method(self, request, self.caller(context, roles)):
                     yield reply
             except Exception as error:  # noqa: BLE001 - the border: no error may leave as it is
-                await refuse(context, error, method.__name__)
+                await refuse(context, error, method.__name__, tell=roles == OPERATORS)
 
         return call
 
     return wrap
 
 
-async def refuse(context: Context, error: Exception, method: str) -> NoReturn:
-    """Ends a call with the status, and the trailer, of an error."""
-    refusal = _refusal(error, method)
+async def refuse(context: Context, error: Exception, method: str, *, tell: bool = False) -> NoReturn:
+    """Ends a call with the status, and the trailer, of an error; `tell` also what is wrong on our side."""
+    refusal = _refusal(error, method, tell=tell)
     _log.debug("call_refused", method=method, code=refusal.code.value)
     await context.abort(
         grpc.StatusCode[refusal.code.status], str(refusal), ((ERROR_TRAILER, error_to_bytes(refusal)),)
     )
 
 
-def _refusal(error: Exception, method: str) -> PeerError:
+def _refusal(error: Exception, method: str, *, tell: bool) -> PeerError:
     if isinstance(error, PeerError):
         return error
     if isinstance(error, grpc.aio.AbortError):
@@ -104,6 +104,8 @@ def _refusal(error: Exception, method: str) -> PeerError:
     if isinstance(error, TimeoutError | asyncio.IncompleteReadError):
         return PeerError(Code.BUSY, "The transfer stood still for too long.", retry_after_ms=1000)
     if isinstance(error, LocalError):
+        if tell:
+            return PeerError(error.code, error.detail, fix=error.fix, retry_after_ms=error.retry_after_ms)
         _log.error("own_trouble", method=method, code=error.code.value, detail=error.detail)
         if error.code is Code.DISK_FULL:
             return PeerError(Code.DISK_FULL, "On the aggregator.", retry_after_ms=OWN_TROUBLE_RETRY_MS)

@@ -1,0 +1,169 @@
+"""`fedless run`: start, list, show, watch and stop runs. `fedless model export` is in `model.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from aggregator import tasks
+from fedless.authoring.sign import initial_weights, pack_and_sign
+from fedless.console import link
+from fedless.console.fleet import FleetOption, moment, print_table
+from fedless.experiments.progress import Progress
+from fedless.protocol.errors import Code, LocalError
+
+app = typer.Typer(no_args_is_help=True)
+PUBLISHER_KEY = Path("publisher") / "publisher.key"
+RUNNING = "running"
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+
+
+@app.command()
+def start(
+    task: Annotated[Path, typer.Argument(metavar="TASK.toml", help="What to train.")],
+    fleet: FleetOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it ends.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Start a run; prints its id."""
+    folder, settings = link.find_fleet(fleet), tasks.load(task)
+    base = task.parent
+    bundle = _bundle(base / settings.function, folder)
+    initial = _initial(base, settings)
+    test_set = _read(base / settings.test_set, "test_set") if settings.test_set else b""
+    with link.open_link(folder) as operator:
+        digests = [operator.put(data) if data else b"" for data in (bundle, initial, test_set)]
+        run_id = operator.start_run(task.read_text("utf-8"), *digests).run_id
+        typer.echo(run_id)
+        if watch:
+            _follow(operator, run_id)
+
+
+@app.command("list")
+def list_runs(fleet: FleetOption = None) -> None:
+    """List the runs."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        runs = operator.runs()
+    table = Table("run", "task", "state", "model", "started (UTC)", "ended (UTC)", "reason", box=None)
+    for run in runs:
+        model = f"{run.model_version}/{run.rounds_wanted}"
+        table.add_row(
+            run.run_id, run.task_name, run.state, model, moment(run.started_at_ms), moment(run.ended_at_ms), run.reason,
+        )  # fmt: skip
+    if runs:
+        print_table(table)
+    typer.echo(f"{len(runs)} runs", err=True)
+
+
+@app.command()
+def show(run: RunId, fleet: FleetOption = None) -> None:
+    """Show a run with its rounds."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        info = operator.run(run)
+    for line in _described(info):
+        typer.echo(line)
+    table = Table("round", "state", "reports", "examples", "seconds", "metrics", "lost", "reason", box=None)
+    for each in info.rounds:
+        table.add_row(str(each.number), each.state, f"{each.reported}/{each.selected}", *_details(each), each.reason)
+    if info.rounds:
+        print_table(table)
+
+
+@app.command()
+def watch(run: RunId, fleet: FleetOption = None) -> None:
+    """Show a run's progress until it ends."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        _follow(operator, run)
+
+
+@app.command()
+def stop(run: RunId, fleet: FleetOption = None) -> None:
+    """End a run; its newest model stays."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        info = operator.stop_run(run)
+    typer.echo(f"{info.run_id} is {info.state}; its newest model is version {info.model_version}.")
+
+
+def _bundle(path: Path, folder: Path) -> bytes:
+    """A bundle's bytes; a function directory is signed with the fleet's publisher key if that is here."""
+    if not path.is_dir():
+        return _read(path, "function")
+    key = folder / PUBLISHER_KEY
+    if not key.is_file():
+        detail = f"{path} is an unsigned function, and {key} is not here."
+        fix = "Sign it where the key is (`fedless function sign`) and name the bundle in the task."
+        raise LocalError(Code.STATE_MISSING, detail, fix=fix)
+    return pack_and_sign(path, key)
+
+
+def _initial(base: Path, settings: tasks.TaskSettings) -> bytes:
+    function = base / settings.function
+    if settings.initial:
+        return _read(base / settings.initial, "initial")
+    if function.is_dir():
+        return initial_weights(function)
+    detail = "Expected the file of the initial weights beside a bundle; found no key `initial`."
+    raise LocalError(Code.CONFIG_INVALID, detail, fix="Name it in the task: a function directory has it as initial.f32.")
+
+
+def _read(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        detail = f"{key}: {path} cannot be read: {error.strerror}."
+        raise LocalError(Code.CONFIG_INVALID, detail, fix="Names in a task file are relative to it.") from error
+
+
+def _follow(operator: link.Link, run_id: str) -> None:
+    """Prints a line for each round that ends; ends with the run, and says how that ended."""
+    told: set[int] = set()
+    with Progress() as progress:
+        info = operator.run(run_id)
+        _tell(progress, info, told)
+        if info.state == RUNNING:
+            for event in operator.watch(run_id):
+                if not event.client_id:  # the run's or a round's own event, not one of a client
+                    _tell(progress, operator.run(run_id), told)
+        info = operator.run(run_id)
+        _tell(progress, info, told)
+    for line in _described(info):
+        typer.echo(line)
+    if info.state != "finished":
+        raise typer.Exit(1)
+
+
+def _tell(progress: Progress, info: link.RunInfo, told: set[int]) -> None:
+    progress.rounds(info.model_version, info.rounds_wanted)
+    progress.now(info.reason or info.task_name)
+    for each in info.rounds:
+        if each.ended_at_ms and each.round_id not in told:
+            told.add(each.round_id)
+            examples, seconds, metrics, lost = _details(each)
+            parts = [
+                f"round {each.number}/{info.rounds_wanted} {each.state}",
+                f"{each.reported}/{each.selected} reports, {examples} examples, {seconds} s",
+                metrics,
+                f"lost: {lost}" if lost else "",
+                each.reason,
+            ]
+            progress.say("  ".join(part for part in parts if part))
+
+
+def _details(each: link.RoundInfo) -> tuple[str, str, str, str]:
+    """Examples, seconds, metrics, lost clients."""
+    seconds = f"{(each.ended_at_ms - each.opened_at_ms) / 1000:.1f}" if each.ended_at_ms else "-"
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(each.metrics.items()))
+    lost = ", ".join(f"{code} {count}" for code, count in sorted(each.losses.items()))
+    return str(each.examples), seconds, metrics, lost
+
+
+def _described(info: link.RunInfo) -> Iterator[str]:
+    yield f"run      {info.run_id} ({info.task_name})"
+    yield f"state    {info.state}{': ' + info.reason if info.reason else ''}"
+    yield f"model    version {info.model_version} of {info.rounds_wanted}, {info.model_digest.hex()}"
+    yield f"started  {moment(info.started_at_ms)} UTC"
+    if info.ended_at_ms:
+        yield f"ended    {moment(info.ended_at_ms)} UTC"
