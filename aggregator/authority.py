@@ -60,14 +60,18 @@ class Authority:
     def create(cls, fleet: str, now_ms: int) -> Authority:
         """A new authority with a fresh key, good for twenty years."""
         key = identity.new_key()
-        return cls(fleet, identity.authority_certificate(fleet, key, _days_after(now_ms, AUTHORITY_DAYS)), key)
+        return cls(
+            fleet, identity.authority_certificate(fleet, key, _days_after(now_ms, AUTHORITY_DAYS)), key
+        )
 
     @classmethod
     def load(cls, directory: Path, fleet: str) -> Authority:
         """The authority in `authority.pem` and `authority.key`; raises `LocalError` if they do not fit."""
         try:
             certificate = x509.load_pem_x509_certificate((directory / "authority.pem").read_bytes())
-            key = serialization.load_pem_private_key((directory / "authority.key").read_bytes(), password=None)
+            key = serialization.load_pem_private_key(
+                (directory / "authority.key").read_bytes(), password=None
+            )
         except FileNotFoundError as error:
             detail = f"Expected authority.pem and authority.key in {directory}."
             raise LocalError(Code.STATE_MISSING, detail, fix="Check authority.directory.") from error

@@ -69,7 +69,7 @@ class Broker:
         """
         program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if program is None:
-            fix = "Install it (`apt install mosquitto`), or set broker.kind = \"external\"."
+            fix = 'Install it (`apt install mosquitto`), or set broker.kind = "external".'
             raise LocalError(Code.NOT_INSTALLED, "mosquitto, the MQTT broker, was not found.", fix=fix)
         self.port = await _free_port(self._address, self._wanted_port)
         self._write(revocation_list)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from aggregator.authority import Authority, Callers, Issued
 from aggregator.config import Settings
-from aggregator.interfaces import Clock, ClientRecord, Random
+from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from fedless.protocol import identity
@@ -106,9 +106,7 @@ class Registrar:
             for name, secret in zip(names, secrets, strict=True):
                 digest = secret_hash(secret)
                 if not store.add_claim(connection, name, digest, labels, now_ms, expires_at_ms):
-                    raise PeerError(
-                        Code.WRONG_STATE, f"Client {name!r} is enrolled.", fix="Revoke it first."
-                    )
+                    raise PeerError(Code.WRONG_STATE, f"Client {name!r} is enrolled.", fix="Revoke it first.")
 
         await self._database.run(record)
         address = self.terms.endpoints.enrollment[0]

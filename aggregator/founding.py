@@ -6,6 +6,7 @@ first and renamed into place, so a crash leaves no half-made fleet. Directories 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -23,6 +24,10 @@ from fedless.protocol.crypto import ed25519_pem, ed25519_public
 from fedless.protocol.errors import Code, LocalError, PeerError
 
 KEY_BYTES = 32
+HEAD = b"""\
+# Settings of `fedless aggregator serve`; every other key is described in deploy/samples/aggregator.toml.
+
+"""
 ANY = "0.0.0.0"  # noqa: S104 - devices are elsewhere; who may call is decided by certificates
 
 
@@ -52,7 +57,8 @@ def found_fleet(directory: Path, name: str, host: str, ports: Ports, now_ms: int
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise LocalError(Code.DISK_FULL if error.errno == 28 else Code.CONFIG_INVALID, f"{error}.") from error  # noqa: PLR2004 - ENOSPC
+        code = Code.DISK_FULL if error.errno == errno.ENOSPC else Code.CONFIG_INVALID
+        raise LocalError(code, f"{error}.") from error
     return authority
 
 
@@ -132,8 +138,7 @@ def _configuration(name: str, host: str, ports: Ports, publisher: bytes) -> byte
         },
         "broker": {"kind": "child", "port": ports.mqtt},
     }
-    head = b"# Settings of `fedless aggregator serve`; every other key is described in deploy/samples/aggregator.toml.\n\n"
-    return head + _toml(values)
+    return HEAD + _toml(values)
 
 
 def _toml(values: Mapping[str, object]) -> bytes:

@@ -23,7 +23,9 @@ def hold(directory: Path) -> Iterator[None]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise LocalError(Code.STATE_MISSING, f"{error}.", fix="Check state.directory and its rights.") from error
+        raise LocalError(
+            Code.STATE_MISSING, f"{error}.", fix="Check state.directory and its rights."
+        ) from error
     with os.fdopen(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

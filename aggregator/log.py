@@ -18,13 +18,19 @@ def set_up(level: LogLevel, *, tracebacks: bool) -> None:
     """Configures logging for this process. Without `tracebacks` an unexpected error is one line."""
     terminal = sys.stderr.isatty()
     renderer: Any = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.LogfmtRenderer(key_order=KEYS, drop_missing=True)
+        structlog.dev.ConsoleRenderer()
+        if terminal
+        else structlog.processors.LogfmtRenderer(key_order=KEYS, drop_missing=True)
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info if tracebacks and not terminal else _keep if tracebacks else _shorten,
+            structlog.processors.format_exc_info
+            if tracebacks and not terminal
+            else _keep
+            if tracebacks
+            else _shorten,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

@@ -28,8 +28,14 @@ from aggregator.store.engine import Database
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import CHUNK_BYTES, CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX
-from fedless.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc
-from fedless.v1 import rounds_pb2, rounds_pb2_grpc
+from fedless.v1 import (
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    rounds_pb2,
+    rounds_pb2_grpc,
+)
 
 Server = grpc.aio.Server
 CLAIM_FAULTS = frozenset({Code.CLAIM_UNKNOWN, Code.CLAIM_USED, Code.CLAIM_EXPIRED})
@@ -49,9 +55,7 @@ OPTIONS = (
 class EnrollmentService(enrollment_pb2_grpc.EnrollmentServicer):
     """Exchanges claims for certificates; `address_of` maps a loopback port to the real caller."""
 
-    def __init__(
-        self, registrar: Registrar, failed: FailedClaims, address_of: Callable[[int], str]
-    ) -> None:
+    def __init__(self, registrar: Registrar, failed: FailedClaims, address_of: Callable[[int], str]) -> None:
         self._registrar = registrar
         self._failed = failed
         self._address_of = address_of
@@ -206,7 +210,9 @@ class ServerIdentity:
     def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
         """Credentials for a port that demands client certificates of the fleet, or does not ask for any."""
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration, self._fetch, require_client_authentication=client_certificates
+            self._configuration,
+            self._fetch,  # type: ignore[arg-type]  # None means "no change"; the stubs do not know
+            require_client_authentication=client_certificates,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -237,6 +243,7 @@ def bind(server: Server, address: str, port: int, credentials: grpc.ServerCreden
         bound = 0
     if not bound:
         detail = f"Cannot listen on {address}:{port}."
-        raise LocalError(Code.PORT_IN_USE, detail, fix="Stop what listens there, or change listen.fleet_port.")
+        raise LocalError(
+            Code.PORT_IN_USE, detail, fix="Stop what listens there, or change listen.fleet_port."
+        )
     return bound
-

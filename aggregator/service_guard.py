@@ -39,10 +39,10 @@ class Guarded:
 
     def caller(self, context: Context, roles: frozenset[Role]) -> Caller:
         """The caller of this call; raises `PeerError` NO_CERTIFICATE, WRONG_ROLE or as `Callers.admit`."""
-        pem = context.auth_context().get("x509_pem_cert", ())
+        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         if not pem:
             raise PeerError(Code.NO_CERTIFICATE)
-        caller = self.callers.admit(pem[0], self.clock())
+        caller = self.callers.admit(pem, self.clock())
         if caller.name.role not in roles:
             expected = " or ".join(sorted(roles))
             raise PeerError(Code.WRONG_ROLE, f"Expected role {expected}, found {caller.name.role}.")

@@ -74,7 +74,9 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
     async def ListClients(self, _request: pb.ListClientsRequest, _caller: Caller) -> pb.ListClientsReply:  # noqa: N802
         """All clients by id."""
         clients, counts = await self._database.run(lambda c: (store.all_clients(c), history.counts(c)))
-        return pb.ListClientsReply(clients=[_client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients])
+        return pb.ListClientsReply(
+            clients=[_client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients]
+        )
 
     @guarded(OPERATORS)
     async def RevokeClient(self, request: pb.RevokeClientRequest, _caller: Caller) -> pb.RevokeClientReply:  # noqa: N802
@@ -86,9 +88,7 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
     async def HasBlob(self, request: pb.HasBlobRequest, _caller: Caller) -> pb.HasBlobReply:  # noqa: N802
         """Whether a blob is here."""
         present = self._blobs.has(request.digest)
-        return pb.HasBlobReply(
-            present=present, size_bytes=self._blobs.size(request.digest) if present else 0
-        )
+        return pb.HasBlobReply(present=present, size_bytes=self._blobs.size(request.digest) if present else 0)
 
     @guarded(OPERATORS)
     async def PutBlob(self, requests: AsyncIterator[Any], _caller: Caller) -> pb.PutBlobReply:  # noqa: N802

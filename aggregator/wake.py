@@ -99,7 +99,7 @@ class MqttWaker:
         left_s = -(-(deadline_ms - self._clock()) // 1000)
         if left_s <= 0:
             return Receipt(delivered=False, detail="The deadline has passed.")
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.MessageExpiryInterval = min(left_s, 2**32 - 1)
         return await self._publish(f"wake/{client_id}", signed_ticket, properties, retain=False)
 
@@ -198,7 +198,7 @@ class MqttWaker:
             future.set_result(refusal)
 
 
-def is_online(payload: bytes) -> bool:
+def is_online(payload: bytes | bytearray) -> bool:
     """What a status message says: JSON with `"online": true`; anything else is "not online"."""
     try:
         value = json.loads(payload)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from aggregator import lock, log
 from aggregator.authority import Authority
-from aggregator.config import Settings, load
+from aggregator.config import LogLevel, Settings, load
 from aggregator.enrollment import IssuedClaim, Registrar, terms_of
 from aggregator.store.engine import Database
 from fedless.console import link
@@ -32,7 +32,9 @@ FleetOption = Annotated[Path | None, typer.Option(help="The fleet's directory.")
 def claim(
     fleet: FleetOption = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="How many.")] = 1,
-    valid: Annotated[str, typer.Option(help="How long they are good: 30m, 24h, 7d. Default: as configured.")] = "",
+    valid: Annotated[
+        str, typer.Option(help="How long they are good: 30m, 24h, 7d. Default: as configured.")
+    ] = "",
     name: Annotated[
         list[str] | None, typer.Option(help="Id of the client; once for each claim. Default: made up.")
     ] = None,
@@ -56,7 +58,17 @@ def list_clients(fleet: FleetOption = None) -> None:
     """List the clients."""
     with link.open_link(link.find_fleet(fleet)) as operator:
         clients = operator.clients()
-    table = Table("client", "state", "online", "last seen (UTC)", "reports", "refused", "certificate until", "labels", box=None)
+    table = Table(
+        "client",
+        "state",
+        "online",
+        "last seen (UTC)",
+        "reports",
+        "refused",
+        "certificate until",
+        "labels",
+        box=None,
+    )
     for client in clients:
         refused = ", ".join(f"{code} {count}" for code, count in sorted(client.refusals.items()))
         labels = ", ".join(f"{key}={value}" for key, value in sorted(client.labels.items()))
@@ -79,7 +91,9 @@ def revoke(
     """Take a client's certificates and claims from it, at once."""
     with link.open_link(link.find_fleet(fleet)) as operator:
         operator.revoke(client, reason)
-    typer.echo(f"{client} is revoked. It can join again with a new claim: `fedless fleet claim --name {client}`.")
+    typer.echo(
+        f"{client} is revoked. It can join again with a new claim: `fedless fleet claim --name {client}`."
+    )
 
 
 def duration_ms(text: str) -> int:
@@ -88,7 +102,9 @@ def duration_ms(text: str) -> int:
         return 0
     match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
     if match is None:
-        raise LocalError(Code.CONFIG_INVALID, f"Expected a duration such as 30m, 24h or 7d, found {text[:40]!r}.")
+        raise LocalError(
+            Code.CONFIG_INVALID, f"Expected a duration such as 30m, 24h or 7d, found {text[:40]!r}."
+        )
     return int(match[1]) * UNITS_MS[match[2]]
 
 
@@ -117,7 +133,7 @@ def _issue(
     configuration = folder / link.CONFIGURATION
     if configuration.is_file():
         settings = load(configuration)
-        log.set_up(log.LogLevel.WARNING, tracebacks=False)
+        log.set_up(LogLevel.WARNING, tracebacks=False)
         try:
             with lock.hold(settings.state.directory):
                 issued = asyncio.run(_issue_here(settings, count, valid_ms, names, labels))

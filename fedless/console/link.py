@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import grpc
 
@@ -93,7 +93,7 @@ class Link:
         self._channel = grpc.secure_channel(access.endpoint, credentials, options)
         self._stub = operator_pb2_grpc.OperatorStub(self._channel)
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> Self:
         """The link itself."""
         return self
 
@@ -154,11 +154,13 @@ class Link:
         request = operator_pb2.StartRunRequest(
             task_toml=task_toml, bundle_digest=bundle, initial_digest=initial, test_set_digest=test_set
         )
-        return self._call(self._stub.StartRun, request, START_S)
+        info: RunInfo = self._call(self._stub.StartRun, request, START_S)
+        return info
 
     def stop_run(self, run_id: str) -> RunInfo:
         """Ends a run after its last model."""
-        return self._call(self._stub.StopRun, operator_pb2.RunRequest(run_id=run_id))
+        info: RunInfo = self._call(self._stub.StopRun, operator_pb2.RunRequest(run_id=run_id))
+        return info
 
     def runs(self) -> list[RunInfo]:
         """All runs, without their rounds."""
@@ -166,7 +168,8 @@ class Link:
 
     def run(self, run_id: str) -> RunInfo:
         """A run with its rounds."""
-        return self._call(self._stub.ShowRun, operator_pb2.RunRequest(run_id=run_id))
+        info: RunInfo = self._call(self._stub.ShowRun, operator_pb2.RunRequest(run_id=run_id))
+        return info
 
     def watch(self, run_id: str, after: int = 0) -> Iterator[RunEvent]:
         """A run's events from `after` on; ends with the run."""
@@ -175,7 +178,8 @@ class Link:
 
     def info(self) -> operator_pb2.InfoReply:
         """What the service says of itself."""
-        return self._call(self._stub.Info, operator_pb2.InfoRequest())
+        info: operator_pb2.InfoReply = self._call(self._stub.Info, operator_pb2.InfoRequest())
+        return info
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = CALL_S) -> Any:  # noqa: ANN401 - generated
         with _refusals(self._access.endpoint):

@@ -67,7 +67,9 @@ def show(run: RunId, fleet: FleetOption = None) -> None:
         typer.echo(line)
     table = Table("round", "state", "reports", "examples", "seconds", "metrics", "lost", "reason", box=None)
     for each in info.rounds:
-        table.add_row(str(each.number), each.state, f"{each.reported}/{each.selected}", *_details(each), each.reason)
+        table.add_row(
+            str(each.number), each.state, f"{each.reported}/{each.selected}", *_details(each), each.reason
+        )
     if info.rounds:
         print_table(table)
 
@@ -106,7 +108,9 @@ def _initial(base: Path, settings: tasks.TaskSettings) -> bytes:
     if function.is_dir():
         return initial_weights(function)
     detail = "Expected the file of the initial weights beside a bundle; found no key `initial`."
-    raise LocalError(Code.CONFIG_INVALID, detail, fix="Name it in the task: a function directory has it as initial.f32.")
+    raise LocalError(
+        Code.CONFIG_INVALID, detail, fix="Name it in the task: a function directory has it as initial.f32."
+    )
 
 
 def _read(path: Path, key: str) -> bytes:
@@ -114,7 +118,9 @@ def _read(path: Path, key: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         detail = f"{key}: {path} cannot be read: {error.strerror}."
-        raise LocalError(Code.CONFIG_INVALID, detail, fix="Names in a task file are relative to it.") from error
+        raise LocalError(
+            Code.CONFIG_INVALID, detail, fix="Names in a task file are relative to it."
+        ) from error
 
 
 def _follow(operator: link.Link, run_id: str) -> None:
