@@ -324,8 +324,8 @@ class Agent:
             return
         self._told = (now, reason)
         say("agent", now, broker=reason if now == "connected" else "", why=reason if now == "disconnected" else "")
-        values = {"pid": os.getpid(), "state": now, "reason": reason, "at_ms": time.time_ns() // 1_000_000}
-        values["rss_mb"] = round(rss_mb(), 1)  # type: ignore[assignment]
+        at_ms, rss = time.time_ns() // 1_000_000, round(rss_mb(), 1)
+        values = {"pid": os.getpid(), "state": now, "reason": reason, "at_ms": at_ms, "rss_mb": rss}
         try:
             write_whole(f"{self.state}/agent.json", json.dumps(values).encode(), sync=False)
         except OSError as error:

@@ -83,6 +83,7 @@ class Download:
         while block := self._file.read(_BLOCK):
             self._hash.update(block)
         self.offset = self._file.tell()
+        self._resumed = self.offset > 0
 
     def write(self, data: bytes) -> None:
         """The next bytes. Raises `LocalError(DISK_FULL)`; what was written stays for a later attempt."""
@@ -94,12 +95,16 @@ class Download:
         self.offset += len(data)
 
     def finish(self) -> Path:
-        """Verify, sync, rename. Raises `PeerError(WRONG_DIGEST)`, and removes what came, if it is not the blob."""
+        """Verify, sync, rename. Raises `PeerError(WRONG_DIGEST)`, and removes what came, if it is not the blob.
+
+        When part of it came earlier, the disk may be at fault, and the error says that trying again makes sense.
+        """
         if self._hash.digest() != self._digest:
             self.discard()
             raise PeerError(
                 Code.WRONG_DIGEST,
                 f"Expected a blob with SHA-256 {self._digest.hex()[:16]}..., found {self._hash.hexdigest()[:16]}....",
+                retry_after_ms=1 if self._resumed else None,
             )
         try:
             self._file.flush()

@@ -6,29 +6,22 @@ Called by the agent, the keystore, the cache and the outbox. Imports nothing but
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
-    """Replace the file by `data`. `sync` False: after a power cut the old content may be back."""
-    write_pieces(path, (data,), mode=mode, sync=sync)
-
-
-def write_pieces(
-    path: str | os.PathLike[str],
-    pieces: Iterable[bytes | bytearray | memoryview],
-    *,
-    mode: int = 0o600,
-    sync: bool = True,
+def write_whole(
+    path: str | os.PathLike[str], data: bytes | bytearray, *, mode: int = 0o600, sync: bool = True
 ) -> None:
-    """As `write_whole`, of many pieces. Raises OSError, and leaves the old file then."""
+    """Replace the file by `data`. `sync` False: after a power cut the old content may be back.
+
+    Raises OSError, and leaves the old file then.
+    """
     target = os.fspath(path)
     aside = f"{target}.new"
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
+            file.write(data)
             file.flush()
             if sync:
                 os.fsync(descriptor)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import Encoding, Kind, ReportHeader, Ticket
@@ -36,6 +37,7 @@ CREATE TABLE reasons (number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, code T
     detail TEXT NOT NULL, round_id INTEGER NOT NULL);
 CREATE TABLE functions (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE mask_state (only INTEGER PRIMARY KEY CHECK (only = 1), state BLOB NOT NULL);
 """
 REPORTED = "reported"
 
@@ -129,13 +131,15 @@ class Journal:
         """
         with self._change() as db:
             row = db.execute("SELECT file FROM outbox WHERE nonce = ?", (nonce,)).fetchone()
-            found = db.execute("SELECT round_id FROM rounds WHERE nonce = ?", (nonce,)).fetchone()
             db.execute("DELETE FROM outbox WHERE nonce = ?", (nonce,))
-            db.execute(
-                "UPDATE rounds SET outcome = ?, ended_at_ms = ? WHERE nonce = ?", (outcome, now_ms, nonce)
-            )
-            self._count(outcome, detail, found[0] if found else 0, now_ms)
-            return row[0] if row else ""
+            ended = db.execute(
+                "UPDATE rounds SET outcome = ?, ended_at_ms = ? WHERE nonce = ? AND outcome IS NULL"
+                " RETURNING round_id",
+                (outcome, now_ms, nonce),
+            ).fetchall()
+            if ended:  # else it was counted when it ended
+                self._count(outcome, detail, ended[0][0], now_ms)
+            return str(row[0]) if row else ""
 
     def refuse(self, code: Code, detail: str, round_id: int, now_ms: int) -> None:
         """Count a refusal that ends no round of ours: a forged ticket, a repeat."""
@@ -151,13 +155,24 @@ class Journal:
         if not rows:
             return None
         names = ("round_id", "run_id", "kind", "received_at_ms", "outcome", "ended_at_ms")
-        found = dict(zip(names, rows[0], strict=True))
-        return found | {"kind": Kind(found["kind"]).name.lower()}
+        found: dict[str, object] = dict(zip(names, rows[0], strict=True))
+        return found | {"kind": Kind(rows[0][2]).name.lower()}
 
     # -- the outbox
 
-    def store_report(self, nonce: bytes, header: ReportHeader, file: str, until_ms: int, now_ms: int) -> None:
-        """A complete report is on the disk: from now on only these bytes are sent for this round."""
+    def store_report(
+        self,
+        nonce: bytes,
+        header: ReportHeader,
+        file: str,
+        until_ms: int,
+        now_ms: int,
+        mask_state: bytes = b"",
+    ) -> None:
+        """A complete report is on the disk: from now on only these bytes are sent for this round.
+
+        `mask_state`: the state of pairwise mode that knows that they were masked; empty: unchanged.
+        """
         text = json.dumps(
             {
                 "round_id": header.round_id,
@@ -166,9 +181,12 @@ class Journal:
                 "sha256": header.sha256.hex(),
                 "examples": header.examples,
                 "sums": dict(header.sums),
+                "masked": header.masked.hex(),
             }
         )
         with self._change() as db:
+            if mask_state:
+                db.execute("INSERT OR REPLACE INTO mask_state VALUES (1, ?)", (mask_state,))
             db.execute(
                 "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?)",
                 (nonce, text, file, header.length_bytes, until_ms, now_ms),
@@ -182,6 +200,18 @@ class Journal:
     def outbox_bytes(self) -> int:
         """Payload bytes of all of them."""
         return int(self._read("SELECT COALESCE(SUM(bytes), 0) FROM outbox")[0][0])
+
+    # -- secure aggregation
+
+    def mask_state(self) -> bytes:
+        """What pairwise mode keeps on this client (`secagg.state.ClientState`, codec); empty: nothing yet."""
+        rows = self._read("SELECT state FROM mask_state")
+        return bytes(rows[0][0]) if rows else b""
+
+    def save_mask_state(self, state: bytes) -> None:
+        """Replace it; what was erased from it is overwritten on the disk (`secure_delete`)."""
+        with self._change() as db:
+            db.execute("INSERT OR REPLACE INTO mask_state VALUES (1, ?)", (state,))
 
     # -- facts
 
@@ -265,7 +295,7 @@ class Journal:
                 (now_ms, name, detail[:500], round_id),
             )
 
-    def _read(self, text: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...] | object]:
+    def _read(self, text: str, values: tuple[object, ...] = ()) -> list[Any]:
         with self._explained():
             return self._db.execute(text, values).fetchall()
 
@@ -309,5 +339,10 @@ class Journal:
 def _header(text: str) -> ReportHeader:
     values = json.loads(text)
     return ReportHeader(
-        **values | {"sha256": bytes.fromhex(values["sha256"]), "encoding": Encoding(values["encoding"])}
+        **values
+        | {
+            "sha256": bytes.fromhex(values["sha256"]),
+            "encoding": Encoding(values["encoding"]),
+            "masked": bytes.fromhex(values["masked"]),
+        }
     )

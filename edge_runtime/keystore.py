@@ -14,6 +14,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -191,7 +192,7 @@ def policy_from(values: dict[str, object]) -> Policy:
         minimum_threshold=_whole(merged["minimum_threshold"]),
         modes=frozenset(Mode(mode) for mode in modes),
         count_functions=bool(merged["count_functions"]),
-        trust=Trust(merged["trust"]),
+        trust=Trust(str(merged["trust"])),
         helper_key_digest=bytes.fromhex(str(merged["helper_key_digest"])),
     )
 
@@ -228,7 +229,7 @@ def _keys(values: list[dict[str, str]]) -> tuple[SigningKey, ...]:
     return tuple(SigningKey(bytes.fromhex(v["id"]), bytes.fromhex(v["public"])) for v in values)
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -27,16 +27,21 @@ from fedless.protocol.messages import (
     Offer,
     ReportHeader,
 )
-from fedless.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc, rounds_pb2, rounds_pb2_grpc
+from fedless.v1 import (
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    rounds_pb2,
+    rounds_pb2_grpc,
+)
 
 ERROR_TRAILER = "fedless-error-bin"
 CALL_S = 40.0
 """Time for one short call; a check-in may be held for 25 s."""
 STALL_S = 60.0
 """A stream without any progress for this long is given up."""
-REPEATED = frozenset(
-    {Code.AGGREGATOR_UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.WRONG_OFFSET, Code.WRONG_DIGEST}
-)
+REPEATED = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.WRONG_OFFSET})
 """What may go away by itself: an upload goes on from where the aggregator says it is."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _UNREACHABLE = {
@@ -54,7 +59,12 @@ class Link:
     """
 
     def __init__(
-        self, endpoints: Sequence[str], server_name: str, key_pem: bytes, chain_pem: bytes, authority_pem: bytes
+        self,
+        endpoints: Sequence[str],
+        server_name: str,
+        key_pem: bytes,
+        chain_pem: bytes,
+        authority_pem: bytes,
     ) -> None:
         self._endpoints = tuple(endpoints)
         self._options = _options(server_name)
@@ -75,7 +85,7 @@ class Link:
 
     def check_in(self, request: CheckIn) -> Offer | NotNow:
         """Ask to take part."""
-        message = rounds_pb2.CheckInRequest(round_id=request.round_id, nonce=request.nonce)
+        message = rounds_pb2.CheckInRequest(round_id=request.round_id, nonce=request.nonce, mark=request.mark)
         return wire.check_in_reply_from_pb(_unary(self._rounds.CheckIn, message))
 
     def fetch(self, digest: bytes, offset: int, limit_bytes: int) -> Iterator[bytes]:
@@ -134,6 +144,40 @@ class Link:
     def report_status(self, status: DeviceStatus) -> int:
         """Tell the device's profile; the aggregator's clock, Unix ms."""
         return int(_unary(self._fleet.ReportStatus, wire.status_to_pb(status)).now_ms)
+
+    # -- masked rounds: messages in the bytes of their codec; b"" means "not yet there"
+
+    def post_epoch_keys(self, epoch: int, message: bytes) -> None:
+        """Send M0."""
+        _unary(self._rounds.PostEpochKeys, wire.epoch_step_to_pb(epoch, message))
+
+    def get_roster(self, epoch: int) -> bytes:
+        """Ask for M1; the aggregator holds the call for up to 25 s."""
+        reply = _unary(self._rounds.GetRoster, rounds_pb2.EpochQuery(epoch=epoch))
+        return wire.epoch_step_from_pb(reply)[1]
+
+    def post_epoch_shares(self, epoch: int, message: bytes) -> None:
+        """Send M2."""
+        _unary(self._rounds.PostEpochShares, wire.epoch_step_to_pb(epoch, message))
+
+    def get_inbox(self, epoch: int) -> bytes:
+        """Ask for M3; held like M1."""
+        reply = _unary(self._rounds.GetInbox, rounds_pb2.EpochQuery(epoch=epoch))
+        return wire.epoch_step_from_pb(reply)[1]
+
+    def get_unmask_request(self, round_id: int) -> bytes:
+        """Ask for M6; held like M1."""
+        reply = _unary(self._rounds.GetUnmaskRequest, rounds_pb2.RoundQuery(round_id=round_id))
+        return wire.round_step_from_pb(reply)[1]
+
+    def post_unmask_response(self, round_id: int, message: bytes) -> None:
+        """Send M7."""
+        _unary(self._rounds.PostUnmaskResponse, wire.round_step_to_pb(round_id, message))
+
+    def get_round_result(self, round_id: int) -> bytes:
+        """Ask for M8; not held."""
+        reply = _unary(self._rounds.GetRoundResult, rounds_pb2.RoundQuery(round_id=round_id))
+        return wire.round_step_from_pb(reply)[1]
 
     def close(self) -> None:
         """Close the channel."""
@@ -252,7 +296,9 @@ def _translated(error: Exception) -> FedlessError:
         return _not_trusted(details)
     if status in _UNREACHABLE:
         detail = f"{status.name}: {details}."
-        return PeerError(Code.AGGREGATOR_UNREACHABLE, detail, fix="Is it running, and may this device reach it?")
+        return PeerError(
+            Code.AGGREGATOR_UNREACHABLE, detail, fix="Is it running, and may this device reach it?"
+        )
     return PeerError(Code.INTERNAL, f"The aggregator answered {status.name}.")
 
 

@@ -51,21 +51,19 @@ class Outbox:
             if path.name not in known:
                 path.unlink(missing_ok=True)
 
-    def deliver(self, link: Link, report: StoredReport, now_ms: int, budget_s: float) -> str:
-        """Send one report; its outcome, `reported` or a code, or "" if it stays here for a later attempt."""
-        outcome, detail = REPORTED, ""
+    def deliver(self, link: Link, report: StoredReport, now_ms: int, budget_s: float) -> tuple[str, str]:
+        """Send one report: its outcome, `reported` or a code, and why. "" if it stays here for a later attempt."""
         try:
             self._send(link, report, budget_s)
         except FedlessError as error:
-            outcome, detail = error.code.value, error.detail
             if error.code is Code.ALREADY_REPORTED:  # an earlier answer was lost on its way here
-                outcome, detail = REPORTED, ""
-            elif may_pass(error):
-                if now_ms < report.until_ms + LATE_MS:
-                    return ""
-                outcome = Code.ROUND_CLOSED.value
-        self.end(report.nonce, outcome, detail, now_ms)
-        return outcome
+                return REPORTED, ""
+            if not may_pass(error):
+                return error.code.value, error.detail
+            if now_ms < report.until_ms + LATE_MS:
+                return "", error.detail
+            return Code.ROUND_CLOSED.value, "Nobody took the report for a week after its deadline."
+        return REPORTED, ""
 
     def end(self, nonce: bytes, outcome: str, detail: str, now_ms: int) -> None:
         """Write the outcome, then remove the file."""

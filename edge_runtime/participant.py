@@ -178,11 +178,11 @@ class Participant:
             at = monotonic_ms()
             report = self.outbox.store(ticket, header, payload, self.now_ms())
             self.observe("stored", ticket.round_id)
-            outcome = self.outbox.deliver(link, report, self.now_ms(), BUDGET_S)
+            outcome, detail = self.outbox.deliver(link, report, self.now_ms(), BUDGET_S)
             timings.lap("report", at)
             if not outcome:
                 self._again(_RETRY_MS)
-            return outcome, ""
+            return outcome, detail
         except FedlessError as error:
             if error.code in _LATER or error.retry_after_ms:
                 self._again(error.retry_after_ms or _RETRY_MS)
@@ -215,12 +215,13 @@ class Participant:
             return
         with self._link(()) as link:
             for report in reports:
-                outcome = self.outbox.deliver(link, report, self.now_ms(), 2.0)
-                say("participant", "report_offered", round=report.header.round_id, outcome=outcome or "later")
+                outcome, detail = self.outbox.deliver(link, report, self.now_ms(), 2.0)
+                say("participant", "report_offered", round=report.header.round_id, outcome=outcome or "later", why=detail)
                 if not outcome:
                     if report.until_ms > self.now_ms():
                         self._again(_RETRY_MS)
                     return
+                self.outbox.end(report.nonce, outcome, detail, self.now_ms())
                 self.observe("ended", report.header.round_id)
 
     def _tell(self, link: Link, ticket: Ticket, timings: Timings, outcome: str) -> None:

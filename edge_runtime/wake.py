@@ -13,7 +13,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from paho.mqtt.client import CallbackAPIVersion, Client, MQTTMessage, MQTTv5
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -124,7 +125,7 @@ class WakeLine:
         host, port = fleet.brokers[self._attempt % len(fleet.brokers)]
         self._attempt += 1
         self._client = client = self._new_client(fleet)
-        connect = Properties(PacketTypes.CONNECT)
+        connect = _properties(PacketTypes.CONNECT)
         connect.SessionExpiryInterval = SESSION_S
         connect.ReceiveMaximum = self._window
         client.connect(host, port, self._keepalive_s, clean_start=False, properties=connect)
@@ -157,7 +158,7 @@ class WakeLine:
             return
         client.on_disconnect = None
         client.publish(_topic(self._fleet, "status"), OFFLINE, qos=0, retain=True)
-        leave = Properties(PacketTypes.DISCONNECT)
+        leave = _properties(PacketTypes.DISCONNECT)
         leave.SessionExpiryInterval = SESSION_S
         client.disconnect(properties=leave)
         if client.socket() is not None:
@@ -177,7 +178,7 @@ class WakeLine:
         client = Client(CallbackAPIVersion.VERSION2, client_id=fleet.client_id, protocol=MQTTv5, manual_ack=True)
         client.connect_timeout = CONNECT_S
         client.tls_set_context(tls_context(self._state, fleet.server_name))
-        will = Properties(PacketTypes.WILLMESSAGE)
+        will = _properties(PacketTypes.WILLMESSAGE)
         will.WillDelayInterval = WILL_DELAY_S
         client.will_set(_topic(fleet, "status"), OFFLINE, qos=1, retain=True, properties=will)
         client.on_connect = self._connected
@@ -230,6 +231,11 @@ class Allowance:
 def jitter() -> float:
     """A number from 0.5 to 1 from the operating system; `random` would cost memory."""
     return 0.5 + int.from_bytes(os.urandom(2), "big") / 131_072
+
+
+def _properties(packet: int) -> Properties:
+    """An empty set for one type of packet."""
+    return Properties(packet)  # type: ignore[no-untyped-call]
 
 
 def _topic(fleet: FleetFile, what: str) -> str:

@@ -1,0 +1,350 @@
+"""The participant against a fake aggregator over real gRPC and mTLS, with a real instance: rounds, refusals, retries."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime.journal import Journal
+from edge_runtime.participant import WakeUp, serve
+from edge_runtime.status import collect, lines
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Kind, Mode
+from tests.edge_fleet import FOREIGN_KEY, PARAMETERS, FakeAggregator, Fleet, now_ms, wake_bytes
+
+pytestmark = pytest.mark.real
+CLIENT = "device-1"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
+    aggregator = FakeAggregator(fleet)
+    aggregator.start()
+    yield aggregator
+    aggregator.stop()
+
+
+@pytest.fixture
+def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
+    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
+
+
+def wake(state: Path, data: bytes) -> int:
+    now = time.monotonic() * 1000
+    return serve(state, WakeUp(data, now, now, 21.5))
+
+
+def counters(state: Path) -> dict[str, int]:
+    journal = Journal.open(state / "journal.db", read_only=True)
+    try:
+        return journal.counters()
+    finally:
+        journal.close()
+
+
+def test_a_round_is_trained_and_reported(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert here.accepted == 1
+    delta = np.frombuffer(here.data, "<f4")
+    assert delta.shape == (PARAMETERS,)
+    assert np.isfinite(delta).all()
+    assert np.abs(delta).max() > 0
+    assert here.header is not None
+    assert here.header.examples == 40
+    assert counters(state) == {"reported": 1}
+    assert list((state / "outbox").iterdir()) == []
+    (metrics,) = aggregator.metrics
+    assert metrics.outcome == "reported"
+    assert metrics.start == "cold"
+    phases = {"queue", "start", "check_in", "download", "first_step", "run", "report", "total"}
+    assert phases <= set(metrics.timings_ms)
+    assert metrics.bytes_up == 4 * PARAMETERS
+    assert metrics.bytes_down == len(fleet.bundle) + len(fleet.model)
+    assert metrics.agent_rss_mb == 21.5
+    assert metrics.peak_rss_mb > 20
+    (status,) = aggregator.statuses
+    assert status.refusals == {"reported": 1}
+    shown = "\n".join(lines(collect(state)))
+    assert "round 1 (train): reported" in shown
+    print({name: round(value) for name, value in metrics.timings_ms.items()})
+
+
+def test_second_round_downloads_nothing_again(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    for round_id in (1, 2):
+        ticket = fleet.ticket(CLIENT, round_id, task)
+        aggregator.open(ticket, task)
+        wake(state, wake_bytes(ticket))
+    assert aggregator.metrics[1].bytes_down == 0
+    assert aggregator.metrics[1].outcome == "reported"
+
+
+def test_evaluation_reports_sums_and_no_bytes(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task(holdout=0.25)
+    ticket = fleet.ticket(CLIENT, 1, task, kind=Kind.EVALUATE)
+    here = aggregator.open(ticket, task)
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert here.header is not None
+    assert here.header.length_bytes == 0
+    assert 1 <= here.header.examples < 40
+    assert set(here.header.sums) == {"loss", "correct"}
+    assert counters(state) == {"reported": 1}
+
+
+def test_more_examples_than_the_task_counts_are_counted_as_that_many(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    task = fleet.task(max_examples=10)
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    wake(state, wake_bytes(ticket))
+    assert here.header is not None
+    assert here.header.examples == 10
+
+
+# -- attacks on the ticket
+
+
+def test_replayed_ticket_is_refused(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    for _ in range(3):
+        assert wake(state, wake_bytes(ticket)) == 0
+    assert here.accepted == 1
+    assert aggregator.calls.count("check_in") == 1
+    assert counters(state) == {"reported": 1, "duplicate": 2}
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"),
+    [
+        ("expired", Code.TICKET_EXPIRED),
+        ("forged", Code.TICKET_FORGED),
+        ("unsigned", Code.TICKET_FORGED),
+        ("foreign_client", Code.TICKET_FOREIGN),
+        ("foreign_fleet", Code.TICKET_FOREIGN),
+        ("unknown_key", Code.TICKET_UNKNOWN_KEY),
+        ("garbage", Code.TICKET_MALFORMED),
+        ("unknown_kind", Code.TICKET_NOT_ALLOWED),
+    ],
+)
+def test_bad_ticket_is_refused_and_counted(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path, attack: str, code: Code
+) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    aggregator.open(ticket, task)
+    assert wake(state, bad_wake(fleet, ticket, attack)) == 0
+    assert counters(state) == {code.value: 1}
+    assert aggregator.calls == []
+
+
+def bad_wake(fleet: Fleet, ticket: object, attack: str) -> bytes:
+    good = fleet.ticket(CLIENT, 1, fleet.task())
+    if attack == "expired":
+        return wake_bytes(replace(good, not_after_ms=now_ms() - 1))
+    if attack == "forged":
+        data = bytearray(wake_bytes(good))
+        data[len(data) - 5] ^= 1  # in the signature, which comes last
+        return bytes(data)
+    if attack == "unsigned":
+        return wake_bytes(good)[:-66]  # the signature's field: tag, length, 64 bytes
+    if attack == "foreign_client":
+        return wake_bytes(replace(good, client_id="device-2"))
+    if attack == "foreign_fleet":
+        return wake_bytes(replace(good, fleet="others"))
+    if attack == "unknown_key":
+        return wake_bytes(good, FOREIGN_KEY)
+    if attack == "unknown_kind":
+        return wake_bytes(replace(good, kind=Kind.INVOKE))
+    return b"\xff" * 64
+
+
+def test_ticket_of_an_unknown_round_is_refused_and_counted(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    ticket = fleet.ticket(CLIENT, 77, fleet.task())
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert counters(state) == {"unknown_round": 1}
+
+
+def test_task_that_the_ticket_does_not_name_is_refused(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    ticket = fleet.ticket(CLIENT, 1, fleet.task())
+    aggregator.open(ticket, fleet.task(name="another"))
+    wake(state, wake_bytes(ticket))
+    assert counters(state) == {"wrong_digest": 1}
+    assert aggregator.metrics[0].outcome == "wrong_digest"
+
+
+def test_mode_that_the_policy_forbids_is_refused(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task(mode=Mode.PAIRWISE)
+    ticket = fleet.ticket(CLIENT, 1, task)
+    aggregator.open(ticket, task)
+    wake(state, wake_bytes(ticket))
+    assert counters(state) == {"policy": 1}
+
+
+def test_blob_with_another_digest_is_refused(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    aggregator.open(ticket, task)
+    swapped = bytearray(fleet.model)
+    swapped[0] ^= 1
+    aggregator.blobs[ticket.model_digest] = bytes(swapped)
+    wake(state, wake_bytes(ticket, ), )
+    assert list((state / "cache").glob(ticket.model_digest.hex() + "*")) == []
+    assert counters(state) == {"wrong_digest": 1}
+
+
+def test_bundle_of_an_unknown_publisher_is_refused(aggregator: FakeAggregator, state: Path, fleet: Fleet) -> None:
+    foreign = Fleet(fleet.name)
+    from fedless.protocol import bundle_format
+
+    files = bundle_format.unpack(bundle_format.read_header(fleet.bundle).archive)
+    foreign.bundle = bundle_format.pack(files, FOREIGN_KEY)
+    digest = hashlib.sha256(foreign.bundle).digest()
+    aggregator.blobs[digest] = foreign.bundle
+    task = fleet.task(bundle_digest=digest)
+    ticket = fleet.ticket(CLIENT, 1, task, bundle_digest=digest)
+    aggregator.open(ticket, task)
+    wake(state, wake_bytes(ticket))
+    assert counters(state) == {"bundle_publisher": 1}
+    assert not (state / "functions" / digest.hex()).exists()
+
+
+# -- the network
+
+
+def test_download_that_breaks_off_is_resumed(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    seen: list[str] = []
+
+    def before(call: str) -> None:
+        seen.append(call)
+        if call == "chunk 4" and seen.count(call) == 1:
+            raise PeerError(Code.BUSY)
+
+    aggregator.before = before
+    wake(state, wake_bytes(ticket))
+    assert here.accepted == 1
+    assert seen.count("chunk 4") == 2
+    assert seen.count("chunk 1") == 1, "the second attempt went on from where the first one ended"
+
+
+def test_upload_that_breaks_off_is_resumed(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    seen: list[str] = []
+
+    def before(call: str) -> None:
+        seen.append(call)
+        if call == "first_chunk" and seen.count(call) == 1:
+            raise PeerError(Code.BUSY)
+
+    aggregator.before = before
+    wake(state, wake_bytes(ticket))
+    assert here.accepted == 1
+    assert seen.count("begin_report") == 2
+
+
+def test_report_is_kept_while_the_aggregator_is_away_and_delivered_later(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.invocation.BUDGET_S", 1.0)
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    port = aggregator.port
+
+    def vanish(call: str) -> None:
+        if call == "begin_report":
+            raise PeerError(Code.AGGREGATOR_UNREACHABLE)
+
+    aggregator.before = vanish
+    said: list[str] = []
+    monkeypatch.setattr("edge_runtime.participant.write_line", said.append)
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert said[0] == "accepted"
+    assert said[1].startswith("retry ")
+    assert here.accepted == 0
+    assert collect(state)["outbox"] == {"reports": 1, "bytes": 4 * PARAMETERS}
+    aggregator.stop()
+    assert wake(state, b"") == 0
+    assert here.accepted == 0
+    aggregator.before = lambda _: None
+    aggregator.start(port)
+    assert wake(state, b"") == 0
+    assert here.accepted == 1
+    assert counters(state) == {"reported": 1}
+    assert aggregator.calls.count("check_in") == 1, "the report was delivered, the round was not run again"
+
+
+def test_late_report_is_refused_by_name_and_removed(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+
+    def close(call: str) -> None:
+        if call == "begin_report":
+            here.refusal = PeerError(Code.ROUND_CLOSED)
+
+    aggregator.before = close
+    wake(state, wake_bytes(ticket))
+    assert counters(state) == {"round_closed": 1}
+    assert list((state / "outbox").iterdir()) == []
+
+
+def test_aggregator_that_is_away_leaves_the_round_open(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.invocation.BUDGET_S", 0.5)
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    port = aggregator.port
+    aggregator.stop()
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert counters(state) == {}
+    aggregator.start(port)
+    assert wake(state, b"") == 0
+    assert here.accepted == 1
+
+
+def test_missing_data_is_an_outcome_with_a_name(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    (state / "examples.npz").unlink()
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    aggregator.open(ticket, task)
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert counters(state) == {"data_missing": 1}
+    assert aggregator.metrics[0].outcome == "data_missing"
+
+
+def test_two_participants_do_not_work_on_one_state(state: Path) -> None:
+    from edge_runtime.participant import BUSY_EXIT, alone
+
+    with alone(state):
+        assert wake(state, b"") == BUSY_EXIT
+    assert wake(state, b"") == 0
