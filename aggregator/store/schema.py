@@ -97,6 +97,7 @@ cohort = Table(
     Column("sha256", LargeBinary(32), nullable=False, default=b""),
     Column("examples", BigInteger, nullable=False, default=0),
     Column("sums", JSON, nullable=False, default=dict),
+    Column("masked", LargeBinary, nullable=False, default=b""),  # the signed head of a masked report
     Column("bytes_down", BigInteger, nullable=False, default=0),
     Column("bytes_up", BigInteger, nullable=False, default=0),
     Column("invocation", JSON, nullable=False, default=dict),

@@ -1,0 +1,391 @@
+"""The driver of one round: load, handle, save, then perform the effects.
+
+Called by the gRPC service (client ids come from certificates), by the run's driver, and by timers. All that
+changes a round passes through `_step`: one event, one transaction, under the round's lock; only then are the
+effects performed. A step is never cut short by a caller that goes away. After a restart a round is loaded
+again and the effects that may be missing are performed again; its sum is made again from the accepted reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator import events as e
+from aggregator.interfaces import Clock, Sleep
+from aggregator.members import ENDED, OPEN, Stage, Terms
+from aggregator.round import Round
+from aggregator.store import rounds as store
+from aggregator.store import steps
+from aggregator.store.engine import Database
+from aggregator.tickets import Tickets
+from aggregator.uploads import DISK_RETRY_MS, FloatSum, Spool
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.messages import CheckIn, InvocationMetrics, NotNow, Offer, ReportHeader
+
+TIMER_SLICE_MS = 60_000
+STEP_RETRY_MS = 5_000
+NOT_NOW = frozenset({Code.ROUND_CLOSED, Code.ALREADY_REPORTED})
+STILL_THERE = frozenset({"reported", Code.DUPLICATE.value})  # a repeated wake-up ends, the first one goes on
+Record = Callable[[Connection], None]
+log = structlog.get_logger()
+
+
+@dataclass
+class Live:
+    """A round in memory, with what hangs on it; `added` says whose reports are in `sum`."""
+
+    round: Round
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    sum: FloatSum | None = None
+    added: set[str] = field(default_factory=set)
+    adding_ms: float = 0.0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    refused: set[tuple[str, Code]] = field(default_factory=set)
+
+
+class Coordinator:
+    """Drives all open rounds of the fleet."""
+
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        tickets: Tickets,
+        *,
+        clock: Clock,
+        sleep: Sleep,
+        on_step: Callable[[str], None] = lambda _run_id: None,
+    ) -> None:
+        """`on_step` hears the run's id after every step that wrote to the run's log."""
+        self._database = database
+        self._spool = spool
+        self._tickets = tickets
+        self._clock = clock
+        self._sleep = sleep
+        self._on_step = on_step
+        self._live: dict[int, Live] = {}
+        self._loading = asyncio.Lock()
+        self._steps: set[asyncio.Task[list[e.Effect]]] = set()
+
+    # -- called by the service
+
+    async def check_in(self, client_id: str, request: CheckIn) -> Offer | NotNow:
+        """The offer of the round, the same one to a repeat; or "not now" when it is over for this client.
+
+        Raises `PeerError` UNKNOWN_ROUND, NOT_IN_COHORT, TICKET_FOREIGN, NOT_FINITE, OUT_OF_RANGE, DISK_FULL.
+        """
+        with own_faults_as_refusals():
+            live = await self._find(request.round_id)
+            refusal = _refusal(await self._tell(live, e.ClientCheckedIn(client_id, request.nonce)))
+            if refusal is None:
+                return await self._tickets.offer(live.round.terms)
+        if refusal.code in NOT_NOW:
+            return NotNow(refusal.code.value, 0)
+        raise refusal
+
+    async def begin_report(self, client_id: str, header: ReportHeader) -> tuple[int, bool]:
+        """How many bytes of the announced report are here, and whether it is counted already.
+
+        A report without bytes (an evaluation) is counted at once. Raises `PeerError` UNKNOWN_ROUND,
+        NOT_IN_COHORT, CONFLICTING_REPEAT, ROUND_CLOSED, WRONG_STATE, WRONG_ENCODING, WRONG_LENGTH,
+        EXAMPLE_COUNT, OUT_OF_RANGE, NOT_FINITE, DISK_FULL.
+        """
+        with own_faults_as_refusals():
+            live = await self._find(header.round_id)
+            effects = await self._ask(live, e.ReportAnnounced(client_id, header))
+            if header.length_bytes == 0 and not _confirms(effects):
+                effects = await self._ask(live, e.ReportArrived(client_id))
+            if _confirms(effects):
+                return header.length_bytes, True
+            return self._spool.offset(header.round_id, client_id), False
+
+    async def put_report(
+        self, client_id: str, round_id: int, offset: int, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Takes the report's bytes from `offset` on; returns when the report is counted.
+
+        Raises `PeerError` as `begin_report`, and WRONG_OFFSET, WRONG_LENGTH, WRONG_DIGEST, BUSY.
+        """
+        with own_faults_as_refusals():
+            live = await self._find(round_id)
+            for effect in await self._ask(live, e.UploadBegan(client_id)):
+                if isinstance(effect, e.TakeUpload):
+                    await self._take(live, client_id, effect.header, offset, chunks)
+
+    async def put_metrics(self, client_id: str, metrics: InvocationMetrics) -> None:
+        """Keeps what an invocation reported of itself; an outcome other than "reported" is a loss.
+
+        Raises `PeerError` UNKNOWN_ROUND, NOT_IN_COHORT, DISK_FULL.
+        """
+        with own_faults_as_refusals():
+            live = await self._find(metrics.round_id)
+            known = await self._database.run(lambda c: store.save_invocation(c, client_id, metrics))
+            if not known or metrics.outcome not in STILL_THERE:
+                await self._ask(live, e.ClientGaveUp(client_id, Code.of(metrics.outcome).value))
+
+    # -- called by the run's driver
+
+    async def open(self, terms: Terms, cohort: Sequence[str]) -> int:
+        """Opens a round with this cohort: recorded first, then everybody is woken. Returns its new id."""
+        event = e.CohortSelected({client_id: self._tickets.nonce() for client_id in cohort})
+
+        def work(connection: Connection) -> tuple[Round, list[e.Effect]]:
+            round_ = Round(replace(terms, round_id=store.next_id(connection, terms.opened_at_ms)))
+            effects = round_.handle(event, terms.opened_at_ms)
+            steps.open_round(connection, round_, event, terms.opened_at_ms)
+            return round_, effects
+
+        round_, effects = await self._database.run(work)
+        round_.changed.clear()
+        live = self._live[round_.terms.round_id] = Live(round_)
+        await self._perform(live, effects)
+        self._on_step(terms.run_id)
+        return round_.terms.round_id
+
+    async def closed(self, round_id: int) -> Round:
+        """The round once it takes no more reports: its phase is then committing or an ended one."""
+        live = await self._find(round_id)
+        await live.closed.wait()
+        return live.round
+
+    async def sum(self, round_id: int) -> tuple[FloatSum, float]:
+        """The sum of a committing round, each accepted report in it exactly once, and the ms it took.
+
+        Raises `LocalError` STATE_CORRUPT if an accepted report cannot be read any more.
+        """
+        live = await self._find(round_id)
+        async with live.lock:
+            members = live.round.state.members.values()
+            accepted = {member.client_id for member in members if member.stage is Stage.REPORTED}
+            if live.added != accepted:  # after a restart, or an addition that failed
+                await self._add_again(live, accepted)
+            return self._sum(live), live.adding_ms
+
+    async def finish(
+        self, round_id: int, event: e.ModelCommitted | e.RoundStopped, record: Record | None = None
+    ) -> None:
+        """Ends the round; `record` writes the new model in the same transaction, unless it had ended before."""
+        await self._tell(await self._find(round_id), event, record)
+
+    async def close(self) -> None:
+        """Ends timers and wake-ups, lets begun steps end; the rounds go on after the next start."""
+        tasks = [task for live in self._live.values() for task in live.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._steps, return_exceptions=True)
+        self._live.clear()
+
+    # -- one step
+
+    async def _tell(self, live: Live, event: e.Event, record: Record | None = None) -> list[e.Effect]:
+        """One step, to its end even if the caller is cancelled: what is recorded must be performed."""
+        step = asyncio.create_task(self._step(live, event, record))
+        self._steps.add(step)
+        step.add_done_callback(self._steps.discard)
+        return await asyncio.shield(step)
+
+    async def _ask(self, live: Live, event: e.ClientEvent) -> list[e.Effect]:
+        effects = await self._tell(live, event)
+        refusal = _refusal(effects)
+        if refusal is not None:
+            raise refusal
+        return effects
+
+    async def _step(self, live: Live, event: e.Event, record: Record | None) -> list[e.Effect]:
+        async with live.lock:
+            now, round_ = self._clock(), live.round
+            before = round_.phase
+            effects = round_.handle(event, now)
+            changed = bool(round_.changed) or round_.phase is not before
+            refusals = [effect for effect in effects if isinstance(effect, e.Refuse)]
+
+            def work(connection: Connection) -> None:
+                if changed:
+                    steps.change_round(connection, round_, event, effects, now)
+                steps.count_refusals(connection, round_, refusals, live.refused, now)
+                if changed and record is not None:
+                    record(connection)
+
+            if changed or refusals:
+                await self._save(live, work)
+            live.refused.update((refusal.client_id, refusal.code) for refusal in refusals)
+            await self._perform(live, effects)
+        if changed or refusals:
+            _log(live.round, event, refusals)
+            self._on_step(round_.terms.run_id)
+        return effects
+
+    async def _save(self, live: Live, work: Record) -> None:
+        """One transaction; if it fails, the memory goes back to what the disk says."""
+        try:
+            await self._database.run(work)
+        except Exception:
+            round_id = live.round.terms.round_id
+            live.round = await self._database.run(lambda c: store.load(c, round_id))
+            raise
+        live.round.changed.clear()
+
+    # -- effects
+
+    async def _perform(self, live: Live, effects: Sequence[e.Effect]) -> None:
+        terms = live.round.terms
+        for effect in effects:
+            match effect:
+                case e.Wake(client_id):
+                    nonce = live.round.state.members[client_id].nonce
+                    self._spawn(live, self._tickets.wake(terms, client_id, nonce))
+                case e.SetTimer(at_ms, event):
+                    self._spawn(live, self._timer(live, at_ms, event))
+                case e.AddReport(client_id, weight):
+                    await self._add(live, client_id, weight)
+                case e.DropUpload(client_id):
+                    await self._spool.erase(terms.round_id, client_id)
+                case e.CommitModel():
+                    live.closed.set()
+                case e.Erase():
+                    await self._end(live)
+                case e.Admit() | e.TakeUpload() | e.Confirm() | e.Refuse():
+                    pass  # answers, which the caller gives
+
+    async def _timer(self, live: Live, at_ms: int, event: e.GraceEnded | e.DeadlinePassed) -> None:
+        while (left := at_ms - self._clock()) > 0:  # in slices: the clock may be set meanwhile
+            await self._sleep(min(left, TIMER_SLICE_MS))
+        while True:
+            try:
+                await self._tell(live, event)
+            except LocalError as error:  # a full disk: the round waits for space
+                log.warning("step_failed", round=live.round.terms.round_id, code=error.code.value)
+                await self._sleep(STEP_RETRY_MS)
+            else:
+                return
+
+    async def _add(self, live: Live, client_id: str, weight: int) -> None:
+        began = time.monotonic()
+        if live.round.terms.parameters:
+            file = self._spool.file(live.round.terms.round_id, client_id)
+            await asyncio.to_thread(self._sum(live).add, file, weight)
+        live.added.add(client_id)
+        live.adding_ms += (time.monotonic() - began) * 1000
+
+    async def _add_again(self, live: Live, accepted: set[str]) -> None:
+        live.sum, live.added = None, set()
+        terms = live.round.terms
+        for client_id in sorted(accepted):
+            header = live.round.state.members[client_id].header
+            if header is None:
+                raise AssertionError  # it was counted with its header
+            if terms.parameters:
+                try:
+                    await self._spool.check(terms.round_id, client_id, header.sha256, terms.update_limit)
+                except (OSError, PeerError) as error:
+                    detail = f"The accepted report of {client_id} in round {terms.round_id} is damaged."
+                    raise LocalError(Code.STATE_CORRUPT, detail) from error
+            await self._add(live, client_id, header.examples)
+
+    def _sum(self, live: Live) -> FloatSum:
+        if live.sum is None:
+            live.sum = FloatSum(live.round.terms.parameters)
+        return live.sum
+
+    async def _end(self, live: Live) -> None:
+        round_id = live.round.terms.round_id
+        live.sum = None
+        live.closed.set()
+        self._live.pop(round_id, None)
+        for task in live.tasks:
+            task.cancel()
+        await self._spool.erase_round(round_id)
+
+    def _spawn(self, live: Live, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        live.tasks.add(task)
+        task.add_done_callback(live.tasks.discard)
+        task.add_done_callback(_tell_failure)
+
+    # -- reports
+
+    async def _take(
+        self, live: Live, client_id: str, header: ReportHeader, offset: int, chunks: AsyncIterator[bytes]
+    ) -> None:
+        round_id, length = header.round_id, header.length_bytes
+        await self._spool.receive(round_id, client_id, offset, length, _while_open(live, chunks))
+        try:
+            await self._spool.check(round_id, client_id, header.sha256, live.round.terms.update_limit)
+        except PeerError as error:
+            await self._tell(live, e.ReportSpoiled(client_id, error.code))
+            raise
+        await self._ask(live, e.ReportArrived(client_id))
+
+    # -- rounds in memory
+
+    async def _find(self, round_id: int) -> Live:
+        """The round, from the database after a restart; an ended one is not kept in memory."""
+        live = self._live.get(round_id)
+        if live is not None:
+            return live
+        async with self._loading:
+            if round_id in self._live:
+                return self._live[round_id]
+            live = Live(await self._database.run(lambda c: store.load(c, round_id)))
+            if live.round.phase in ENDED:
+                live.closed.set()
+            else:
+                self._live[round_id] = live
+                await self._perform(live, live.round.again())
+            return live
+
+
+@contextmanager
+def own_faults_as_refusals() -> Iterator[None]:
+    """Our full disk is no fault of the client's, but it must hear of it, and come again."""
+    try:
+        yield
+    except LocalError as error:
+        if error.code is not Code.DISK_FULL:
+            raise
+        raise PeerError(error.code, "The aggregator's disk is full.", retry_after_ms=DISK_RETRY_MS) from error
+
+
+async def _while_open(live: Live, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        if live.round.phase not in OPEN:
+            raise PeerError(Code.ROUND_CLOSED, f"Round {live.round.terms.round_id} is {live.round.phase}.")
+        yield chunk
+
+
+def _refusal(effects: Sequence[e.Effect]) -> PeerError | None:
+    for effect in effects:
+        if isinstance(effect, e.Refuse):
+            return PeerError(effect.code, effect.detail)
+    return None
+
+
+def _confirms(effects: Sequence[e.Effect]) -> bool:
+    return any(isinstance(effect, e.Confirm) for effect in effects)
+
+
+def _log(round_: Round, event: e.Event, refusals: Sequence[e.Refuse]) -> None:
+    codes = [refusal.code.value for refusal in refusals]
+    facts = {"round": round_.terms.round_id, "phase": round_.phase.value}
+    client_id = getattr(event, "client_id", "")
+    log.info(
+        steps.NAMES[type(event)],
+        **facts,
+        **({"client": client_id} if client_id else {}),
+        **({"refused": codes} if codes else {}),
+    )
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        fields = {"code": error.code.value} if isinstance(error, FedlessError) else {}
+        log.error("task_failed", error=type(error).__name__, **fields)

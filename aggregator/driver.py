@@ -1,0 +1,311 @@
+"""The driver of one run: round after round until there are enough, each one committed and judged.
+
+Everything is in the database, so the driver may be stopped at any moment and started again: it first completes
+what is open. Model n+1 and "round committed" are one transaction; spooled reports are erased after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator import commit
+from aggregator import events as e
+from aggregator.blobs import Blobs
+from aggregator.coordinator import Coordinator
+from aggregator.evaluation import Judge, reason
+from aggregator.interfaces import ClientRecord, Clock, Fleet, Random, Sleep
+from aggregator.members import Phase, Terms
+from aggregator.round import Round
+from aggregator.selection import SELECTIONS
+from aggregator.store import history, rounds, runs
+from aggregator.store.engine import Database
+from aggregator.store.records import ModelRecord, RunRecord, RunState
+from aggregator.strategies import STRATEGIES
+from aggregator.tasks import TaskSettings
+from aggregator.tickets import Tickets
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, FedlessError, LocalError
+from fedless.protocol.messages import Kind
+
+LOOK_AGAIN_MS = 2_000
+DISK_AGAIN_MS = 10_000
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a driver works with; `on_step` hears the run's id after each entry in its log."""
+
+    database: Database
+    blobs: Blobs
+    coordinator: Coordinator
+    tickets: Tickets
+    fleet: Fleet
+    evaluator: Judge
+    clock: Clock
+    sleep: Sleep
+    random: Random
+    on_step: Callable[[str], None]
+
+
+class Driver:
+    """Drives one run to its end."""
+
+    def __init__(self, means: Means, run: RunRecord, settings: TaskSettings) -> None:
+        self._means = means
+        self._run = run
+        self._settings = settings
+        self._task = wire.task_from_bytes(run.task)
+        self._strategy = STRATEGIES[settings.strategy]
+
+    async def drive(self) -> None:
+        """Goes on until the run has ended; a full disk is waited for, and said."""
+        while True:
+            try:
+                await self._go_on()
+            except LocalError as error:
+                if error.code is not Code.DISK_FULL:
+                    await self._fail(reason(error))
+                    return
+                with contextlib.suppress(LocalError):
+                    await self._say(f"waits for disk space: {error.detail}")
+                await self._means.sleep(DISK_AGAIN_MS)
+            except FedlessError as error:
+                await self._fail(reason(error))
+                return
+            except Exception as error:  # a bug must not leave a run that seems to run
+                log.exception("run_failed", run=self._run.run_id)
+                await self._fail(f"{Code.INTERNAL.value}: {type(error).__name__}")
+                raise
+            else:
+                return
+
+    async def _go_on(self) -> None:
+        for unended in await self._store(lambda c: rounds.unended(c, self._run.run_id)):
+            await self._complete(unended)
+        await self._judge_last()
+        while not await self._ended():
+            round_id = await self._open_training()
+            if round_id is not None:
+                await self._complete(round_id)
+                await self._judge_last()
+
+    # -- opening
+
+    async def _open_training(self) -> int | None:
+        """Opens the next round; None if the run ended while it waited for clients."""
+        cohort = self._settings.cohort
+        candidates = await self._enough_candidates()
+        if candidates is None:
+            return None
+        goal = cohort.goal(len(candidates))
+        chosen = SELECTIONS[cohort.selection](candidates, cohort.selected(goal), self._means.random(32))
+        model, number = await self._store(
+            lambda c: (runs.newest_model(c, self._run.run_id), rounds.next_number(c, self._run.run_id))
+        )
+        terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
+        terms = replace(terms, goal=goal, minimum=cohort.minimum(goal), parameters=self._task.parameters)
+        return await self._means.coordinator.open(terms, chosen)
+
+    async def _open_evaluation(self, trained: Terms, version: int) -> int | None:
+        """Opens an evaluation of a new model on a sample of devices; None if there is no device."""
+        candidates = await self._candidates()
+        if not candidates:
+            return None
+        count = min(self._settings.evaluation.devices, len(candidates))
+        chosen = SELECTIONS["uniform"](candidates, count, self._means.random(32))
+        deadline_s = self._settings.evaluation.deadline_s
+        terms = self._terms(Kind.EVALUATE, trained.number, version, deadline_s)
+        return await self._means.coordinator.open(replace(terms, goal=count), chosen)
+
+    def _terms(self, kind: Kind, number: int, version: int, deadline_s: int) -> Terms:
+        now = self._means.clock()
+        return Terms(
+            round_id=0,  # the coordinator gives it
+            run_id=self._run.run_id,
+            number=number,
+            kind=kind,
+            model_version=version,
+            goal=1,
+            minimum=1,
+            opened_at_ms=now,
+            deadline_at_ms=now + 1000 * deadline_s,
+            parameters=0,
+            max_examples=self._task.max_examples,
+            grace=self._settings.round.grace,
+            update_limit=self._settings.client.update_limit,
+        )
+
+    async def _enough_candidates(self) -> list[ClientRecord] | None:
+        """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`."""
+        cohort, since, said = self._settings.cohort, self._means.clock(), ""
+        while True:
+            candidates = await self._candidates()
+            needed = cohort.minimum(cohort.goal(len(candidates)))
+            if len(candidates) >= needed:
+                if said:
+                    await self._say("")
+                return candidates
+            now = f"{len(candidates)} clients eligible, at least {needed} needed"
+            if self._means.clock() - since >= 1000 * cohort.wait_s:
+                await self._fail(f"{Code.TOO_FEW.value}: {now}, after {cohort.wait_s} s")
+                return None
+            if now != said:
+                await self._say(f"waits for clients: {now}")
+                said = now
+            await self._means.sleep(LOOK_AGAIN_MS)
+
+    async def _candidates(self) -> list[ClientRecord]:
+        now = self._means.clock()
+        return [record for record in await self._means.fleet.eligible() if record.not_before_ms <= now]
+
+    # -- completing
+
+    async def _complete(self, round_id: int) -> None:
+        """Waits until a round is closed, and commits what it gave."""
+        round_ = await self._means.coordinator.closed(round_id)
+        if round_.phase is not Phase.COMMITTING:
+            return
+        if round_.terms.kind is Kind.TRAIN:
+            await self._commit_model(round_)
+        else:
+            await self._commit_evaluation(round_)
+
+    async def _commit_model(self, round_: Round) -> None:
+        means, terms = self._means, round_.terms
+        try:
+            sum_, adding_ms = await means.coordinator.sum(terms.round_id)
+        except LocalError as error:
+            if error.code is not Code.STATE_CORRUPT:
+                raise
+            await self._abandon(terms.round_id, reason(error))
+            return
+        old = await self._store(lambda c: runs.model(c, terms.run_id, terms.model_version))
+        began = time.monotonic()
+        digest = await asyncio.to_thread(commit.next_model, means.blobs, old.digest, sum_, self._strategy)
+        model = ModelRecord(terms.model_version + 1, digest, terms.round_id)
+        aggregate_ms = adding_ms + (time.monotonic() - began) * 1000
+
+        def record(connection: Connection) -> None:
+            runs.insert_model(connection, terms.run_id, model, means.clock())
+            phases = commit.times(round_) | {"aggregate": aggregate_ms}
+            rounds.add_figures(connection, terms.round_id, commit.figures(round_, "train"), phases)
+
+        began = time.monotonic()
+        await means.coordinator.finish(terms.round_id, e.ModelCommitted(), record)
+        commit_ms = (time.monotonic() - began) * 1000
+        await self._store(lambda c: rounds.add_figures(c, terms.round_id, phases_ms={"commit": commit_ms}))
+        await means.tickets.announce(terms.run_id, model)
+
+    async def _commit_evaluation(self, round_: Round) -> None:
+        """The figures of an evaluation belong to the training round of the same number."""
+        terms, figures = round_.terms, commit.figures(round_, "device")
+        figures["device_reports"] = float(len(commit.reported(round_)))
+
+        def record(connection: Connection) -> None:
+            rounds.add_figures(connection, terms.round_id, figures, commit.times(round_))
+            trained = rounds.training_round(connection, terms.run_id, terms.number)
+            if trained is not None:
+                rounds.add_figures(connection, trained, figures)
+
+        await self._means.coordinator.finish(terms.round_id, e.ModelCommitted(), record)
+
+    async def _abandon(self, round_id: int, why: str) -> None:
+        await self._means.coordinator.finish(round_id, e.RoundStopped(why))
+
+    # -- judging
+
+    async def _judge_last(self) -> None:
+        """Evaluates the newest model, centrally and on devices, where the task asks and it was not done yet."""
+        last = await self._store(lambda c: rounds.newest(c, self._run.run_id))
+        if last is None or last.phase is not Phase.COMMITTED:
+            return
+        terms = last.terms
+        known = await self._store(lambda c: rounds.metrics(c, terms.round_id))
+        evaluation, version = self._settings.evaluation, terms.model_version + 1
+        due = evaluation.central_every and (
+            terms.number % evaluation.central_every == 0 or version == self._settings.rounds
+        )
+        if due and self._run.test_set_digest and "test_loss" not in known:
+            await self._judge_centrally(terms.round_id, version)
+        if evaluation.devices and "device_examples" not in known:
+            round_id = await self._open_evaluation(terms, version)
+            if round_id is not None:
+                await self._complete(round_id)
+
+    async def _judge_centrally(self, round_id: int, version: int) -> None:
+        means, run = self._means, self._run
+        model = await self._store(lambda c: runs.model(c, run.run_id, version))
+        began = time.monotonic()
+        try:
+            found = await means.evaluator.evaluate(run.bundle_digest, model.digest, run.test_set_digest)
+        except FedlessError as error:
+            await self._note("evaluation_failed", round_id, reason=reason(error))
+            return
+        took_ms = (time.monotonic() - began) * 1000
+        metrics = {f"test_{name}": value for name, value in found.metrics.items()}
+        metrics["test_examples"] = float(found.examples)
+        await self._store(lambda c: rounds.add_figures(c, round_id, metrics, {"evaluate": took_ms}))
+        await self._note("model_evaluated", round_id, **metrics)
+
+    # -- ending
+
+    async def _ended(self) -> bool:
+        """Whether the run is over; if it is and nobody said so yet, says so."""
+        run_id, limit = self._run.run_id, self._settings.round.abandon_limit
+        record, model, last = await self._store(
+            lambda c: (runs.load(c, run_id), runs.newest_model(c, run_id), rounds.last(c, run_id, limit))
+        )
+        if record.state is not RunState.RUNNING:
+            return True
+        target = self._settings.stop.test_accuracy
+        accuracy = last[0].metrics.get("test_accuracy", 0.0) if last else 0.0
+        if target is not None and accuracy >= target:
+            await self._end(RunState.FINISHED, f"test accuracy {accuracy:.4f} reached {target:g}")
+        elif model.version >= self._settings.rounds:
+            await self._end(RunState.FINISHED, "")
+        elif len(last) == limit and all(line.phase is Phase.ABANDONED for line in last):
+            await self._fail(f"{limit} rounds in a row were abandoned, the last one: {last[0].reason}")
+        else:
+            return False
+        return True
+
+    async def _fail(self, why: str) -> None:
+        for round_id in await self._store(lambda c: rounds.unended(c, self._run.run_id)):
+            await self._abandon(round_id, why)
+        await self._end(RunState.FAILED, why)
+
+    async def _end(self, state: RunState, why: str) -> None:
+        run_id, now = self._run.run_id, self._means.clock()
+
+        def work(connection: Connection) -> None:
+            runs.set_state(connection, run_id, state, why, now)
+            history.note(connection, run_id, f"run_{state.value}", now, reason=why)
+
+        await self._store(work)
+        log.info("run_ended", run=run_id, state=state.value, reason=why)
+        self._means.on_step(run_id)
+
+    # -- small things
+
+    async def _say(self, why: str) -> None:
+        await self._store(lambda c: runs.set_reason(c, self._run.run_id, why))
+        if why:
+            await self._note("run_waits", reason=why)
+
+    async def _note(self, event: str, round_id: int = 0, **fields: Any) -> None:  # noqa: ANN401 - JSON
+        run_id, now = self._run.run_id, self._means.clock()
+        await self._store(lambda c: history.note(c, run_id, event, now, round_id=round_id, **fields))
+        self._means.on_step(run_id)
+
+    async def _store(self, work: Callable[[Connection], T]) -> T:
+        return await self._means.database.run(work)

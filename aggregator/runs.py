@@ -1,0 +1,168 @@
+"""The runs of this fleet: start, stop, show, watch, and go on after a restart.
+
+Called by the Operator service. Each run that is not over has a driver; the database says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator import commit, tasks
+from aggregator import events as e
+from aggregator.driver import Driver, Means
+from aggregator.store import history, rounds, runs
+from aggregator.store.records import Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
+from aggregator.uploads import Spool
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, LocalError, PeerError
+
+WATCH_S = 25
+STOPPED = "stopped by the operator"
+log = structlog.get_logger()
+
+
+class Runs:
+    """All runs."""
+
+    def __init__(self, means: Means, spool: Spool, news: News) -> None:
+        self._means = means
+        self._spool = spool
+        self._news = news
+        self._drivers: dict[str, asyncio.Task[None]] = {}
+
+    async def start(
+        self, task_toml: str, bundle: bytes, initial: bytes, test_set: bytes | None = None
+    ) -> RunInfo:
+        """Starts a run of a task file's text with blobs by digest, and answers at once.
+
+        Raises `PeerError`: CONFIG_INVALID, UNKNOWN_BLOB, BUNDLE_*, MANIFEST_INVALID, WRONG_LENGTH or
+        NOT_FINITE (initial weights).
+        """
+        means, now = self._means, self._means.clock()
+        try:
+            settings = tasks.parse(task_toml)
+        except LocalError as error:  # the operator's mistake, not ours
+            raise PeerError(error.code, error.detail, fix=error.fix) from error
+        parameters = await asyncio.to_thread(means.evaluator.check, bundle)
+        await asyncio.to_thread(commit.check_model, means.blobs, initial, parameters)
+        if test_set:
+            means.blobs.path(test_set)
+        elif settings.test_set:
+            raise PeerError(
+                Code.UNKNOWN_BLOB, f"The task names a test set, {settings.test_set}; it did not come."
+            )
+        task = wire.task_to_bytes(settings.task(bundle, parameters))
+        run_id = f"{settings.name}-{means.random(4).hex()}"
+        record = RunRecord(run_id, task_toml, task, bundle, test_set or b"", RunState.RUNNING)
+
+        def work(connection: Connection) -> RunInfo:
+            runs.insert_run(connection, record, settings.name, settings.rounds, now)
+            runs.insert_model(connection, run_id, ModelRecord(0, initial, 0), now)
+            history.note(connection, run_id, "run_started", now, parameters=parameters)
+            return runs.show(connection, run_id)
+
+        info = await means.database.run(work)
+        self._drive(record)
+        return info
+
+    async def stop(self, run_id: str) -> RunInfo:
+        """Ends a run now; its open round is abandoned. An ended run stays as it is. Raises UNKNOWN_RUN."""
+        means, now = self._means, self._means.clock()
+
+        def work(connection: Connection) -> bool:
+            if runs.load(connection, run_id).state is not RunState.RUNNING:
+                return False
+            runs.set_state(connection, run_id, RunState.STOPPED, STOPPED, now)
+            return True
+
+        if await means.database.run(work):
+            await self._end_driver(run_id)
+            await self._stop_rounds(await means.database.run(lambda c: rounds.unended(c, run_id)))
+            await means.database.run(lambda c: history.note(c, run_id, "run_stopped", means.clock()))
+            self._news.tell(run_id)
+        return await self.show(run_id)
+
+    async def list(self) -> Sequence[RunInfo]:
+        """Every run, the oldest first."""
+        return await self._means.database.run(runs.all_runs)
+
+    async def show(self, run_id: str) -> RunInfo:
+        """One run with its rounds. Raises UNKNOWN_RUN."""
+        return await self._means.database.run(lambda c: runs.show(c, run_id))
+
+    async def invocations(self, run_id: str) -> Sequence[Invocation]:
+        """What the run's clients reported of their invocations."""
+        return await self._means.database.run(lambda c: runs.invocations(c, run_id))
+
+    async def watch(self, run_id: str, after: int = 0) -> AsyncIterator[RunEvent]:
+        """Everything that happens in a run behind a sequence number; ends with the run. Raises UNKNOWN_RUN."""
+        while True:
+            changed = self._news.of(run_id)
+            state, events = await self._means.database.run(
+                lambda c: (runs.load(c, run_id).state, history.read(c, run_id, after))  # noqa: B023 - awaited here
+            )
+            for event in events:
+                after = event.sequence
+                yield event
+            if not events and state is not RunState.RUNNING and run_id not in self._drivers:
+                return
+            if not events:
+                await changed.wait()
+
+    async def resume_all(self) -> None:
+        """At the service's start: every run that is not over goes on where it was."""
+        database = self._means.database
+        await self._spool.keep_only(set(await database.run(rounds.unended)))
+        for run_id in await database.run(runs.running):
+            self._drive(await database.run(partial(runs.load, run_id=run_id)))
+        await self._stop_rounds(await database.run(rounds.orphans))  # killed in the middle of a stop
+
+    async def close(self) -> None:
+        """Stops driving; the runs go on after the next start."""
+        for run_id in list(self._drivers):
+            await self._end_driver(run_id)
+        await self._means.coordinator.close()
+
+    async def _stop_rounds(self, round_ids: Sequence[int]) -> None:
+        for round_id in round_ids:
+            await self._means.coordinator.finish(round_id, e.RoundStopped(STOPPED))
+
+    def _drive(self, record: RunRecord) -> None:
+        driver = Driver(self._means, record, tasks.parse(record.settings))
+        task = asyncio.create_task(driver.drive(), name=f"run {record.run_id}")
+        self._drivers[record.run_id] = task
+        task.add_done_callback(lambda _task: self._forget(record.run_id))
+
+    def _forget(self, run_id: str) -> None:
+        task = self._drivers.pop(run_id, None)
+        if task is not None and not task.cancelled() and task.exception() is not None:
+            log.error("driver_failed", run=run_id)
+        self._news.tell(run_id)
+
+    async def _end_driver(self, run_id: str) -> None:
+        task = self._drivers.get(run_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+class News:
+    """Wakes those who watch a run when there is more to read."""
+
+    def __init__(self) -> None:
+        self._changed: dict[str, asyncio.Event] = {}
+
+    def of(self, run_id: str) -> asyncio.Event:
+        """Set at the next change."""
+        return self._changed.setdefault(run_id, asyncio.Event())
+
+    def tell(self, run_id: str) -> None:
+        """Something changed."""
+        changed = self._changed.pop(run_id, None)
+        if changed is not None:
+            changed.set()

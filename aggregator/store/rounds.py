@@ -1,0 +1,217 @@
+"""Rounds and their cohorts in the database. Functions on a connection, part of a larger step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from aggregator.members import ENDED, Member, Phase, Stage, Terms
+from aggregator.round import Round
+from aggregator.store.records import Ending, RunState
+from aggregator.store.schema import cohort, rounds, runs
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
+
+
+def next_id(connection: Connection, now_ms: int) -> int:
+    """A round id that no round of this fleet ever had, even if the database comes from a back-up.
+
+    At least the Unix time in seconds: a restored database has older ids than those given since.
+    """
+    last = connection.scalar(select(func.max(rounds.c.round_id))) or 0
+    return max(int(last) + 1, now_ms // 1000)
+
+
+def next_number(connection: Connection, run_id: str) -> int:
+    """The next training round's number within the run, from 1."""
+    mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value)
+    return int(connection.scalar(select(func.max(rounds.c.number)).where(mine)) or 0) + 1
+
+
+def insert_round(connection: Connection, round_: Round) -> None:
+    """Writes down a new round and its cohort."""
+    terms, state = round_.terms, round_.state
+    connection.execute(
+        insert(rounds).values(
+            round_id=terms.round_id,
+            run_id=terms.run_id,
+            number=terms.number,
+            kind=terms.kind.value,
+            mode=terms.mode.value,
+            model_version=terms.model_version,
+            terms=asdict(terms),
+            phase=state.phase.value,
+            opened_at_ms=terms.opened_at_ms,
+        )
+    )
+    _insert_members(connection, terms.round_id, state.members.values())
+    save_state(connection, round_, terms.opened_at_ms)
+
+
+def save(connection: Connection, round_: Round, now_ms: int) -> None:
+    """Writes down what has changed since the last time."""
+    round_id = round_.terms.round_id
+    for client_id in round_.changed:
+        member = round_.state.members[client_id]
+        mine = (cohort.c.round_id == round_id) & (cohort.c.client_id == client_id)
+        connection.execute(update(cohort).where(mine).values(_member_values(member)))
+    save_state(connection, round_, now_ms)
+
+
+def save_state(connection: Connection, round_: Round, now_ms: int) -> None:
+    """Writes down the round's phase."""
+    state, ended = round_.state, round_.phase in ENDED
+    values = {"phase": state.phase.value, "reason": state.reason, "grace_until_ms": state.grace_until_ms}
+    mine = rounds.c.round_id == round_.terms.round_id
+    connection.execute(update(rounds).where(mine).values(values))
+    if ended:
+        connection.execute(update(rounds).where(mine, rounds.c.ended_at_ms == 0).values(ended_at_ms=now_ms))
+
+
+def load(connection: Connection, round_id: int) -> Round:
+    """A round as it was saved last; raises `PeerError` UNKNOWN_ROUND."""
+    row = connection.execute(select(rounds).where(rounds.c.round_id == round_id)).one_or_none()
+    if row is None:
+        raise PeerError(Code.UNKNOWN_ROUND, f"Found no round {round_id}.")
+    members = connection.execute(select(cohort).where(cohort.c.round_id == round_id))
+    return Round(_terms(row.terms), Phase(row.phase), map(_member, members), row.reason, row.grace_until_ms)
+
+
+def unended(connection: Connection, run_id: str | None = None) -> list[int]:
+    """Ids of rounds that are neither committed nor abandoned, oldest first."""
+    query = select(rounds.c.round_id).where(rounds.c.phase.not_in([phase.value for phase in ENDED]))
+    if run_id is not None:
+        query = query.where(rounds.c.run_id == run_id)
+    return [row.round_id for row in connection.execute(query.order_by(rounds.c.round_id))]
+
+
+def orphans(connection: Connection) -> list[int]:
+    """Ids of unended rounds of runs that have ended."""
+    query = (
+        select(rounds.c.round_id)
+        .join(runs)
+        .where(rounds.c.phase.not_in([phase.value for phase in ENDED]))
+        .where(runs.c.state != RunState.RUNNING.value)
+    )
+    return [row.round_id for row in connection.execute(query)]
+
+
+def last(connection: Connection, run_id: str, count: int) -> list[Ending]:
+    """The run's newest training rounds (at most `count`), the newest first."""
+    query = (
+        select(rounds)
+        .where(rounds.c.run_id == run_id, rounds.c.kind == Kind.TRAIN.value)
+        .order_by(rounds.c.round_id.desc())
+        .limit(count)
+    )
+    return [
+        Ending(row.round_id, Phase(row.phase), row.reason, row.metrics) for row in connection.execute(query)
+    ]
+
+
+def newest(connection: Connection, run_id: str) -> Round | None:
+    """The run's newest training round."""
+    found = last(connection, run_id, 1)
+    return load(connection, found[0].round_id) if found else None
+
+
+def training_round(connection: Connection, run_id: str, number: int) -> int | None:
+    """The id of the run's training round of this number."""
+    mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value) & (rounds.c.number == number)
+    found: int | None = connection.scalar(select(rounds.c.round_id).where(mine))
+    return found
+
+
+def add_figures(
+    connection: Connection,
+    round_id: int,
+    metrics: Mapping[str, float] | None = None,
+    phases_ms: Mapping[str, float] | None = None,
+) -> None:
+    """Adds metrics and times of phases to what is there."""
+    mine = rounds.c.round_id == round_id
+    row = connection.execute(select(rounds.c.metrics, rounds.c.phases_ms).where(mine)).one()
+    values = {
+        "metrics": row.metrics | dict(metrics or {}),
+        "phases_ms": row.phases_ms | dict(phases_ms or {}),
+    }
+    connection.execute(update(rounds).where(mine).values(values))
+
+
+def metrics(connection: Connection, round_id: int) -> Mapping[str, float]:
+    """The round's metrics so far."""
+    found: Mapping[str, float] = connection.execute(
+        select(rounds.c.metrics).where(rounds.c.round_id == round_id)
+    ).scalar_one()
+    return found
+
+
+def save_invocation(connection: Connection, client_id: str, value: InvocationMetrics) -> bool:
+    """Keeps a client's own figures of its invocation; False if it is not in the round's cohort."""
+    mine = (cohort.c.round_id == value.round_id) & (cohort.c.client_id == client_id)
+    figures = {key: item for key, item in asdict(value).items() if key != "round_id"}
+    kept = connection.execute(
+        update(cohort)
+        .where(mine)
+        .values(invocation=figures, bytes_down=value.bytes_down, bytes_up=value.bytes_up)
+    )
+    return kept.rowcount == 1
+
+
+def _insert_members(connection: Connection, round_id: int, members: Iterable[Member]) -> None:
+    rows = [
+        {"round_id": round_id, "client_id": member.client_id, "nonce": member.nonce, **_member_values(member)}
+        for member in members
+    ]
+    if rows:
+        connection.execute(insert(cohort), rows)
+
+
+def _member_values(member: Member) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "stage": member.stage.value,
+        "checked_in_at_ms": member.checked_in_at_ms,
+        "settled_at_ms": member.settled_at_ms,
+        "loss": str(member.loss),
+    }
+    header = member.header
+    if header is not None:
+        values |= {
+            "encoding": header.encoding.value,
+            "length_bytes": header.length_bytes,
+            "sha256": header.sha256,
+            "examples": header.examples,
+            "sums": dict(header.sums),
+            "masked": header.masked,
+        }
+    return values
+
+
+def _member(row: Row[Any]) -> Member:
+    header = None
+    if row.encoding:
+        header = ReportHeader(
+            row.round_id,
+            Encoding(row.encoding),
+            row.length_bytes,
+            row.sha256,
+            row.examples,
+            row.sums,
+            row.masked,
+        )
+    stage = Stage(row.stage)
+    return Member(row.client_id, row.nonce, stage, row.checked_in_at_ms, row.settled_at_ms, row.loss, header)
+
+
+def _terms(values: Mapping[str, Any]) -> Terms:
+    return Terms(
+        **{
+            **values,
+            "kind": Kind(values["kind"]),
+            "mode": Mode(values["mode"]),
+            "encoding": Encoding(values["encoding"]),
+        }
+    )

@@ -1,0 +1,19 @@
+"""*Pure.* FedProx: Li et al., Federated Optimization in Heterogeneous Networks, 2020.
+
+Algorithm 2 there: each client minimises F_k(w) + mu/2 * |w - w_t|^2, the server averages as FedAvg does.
+"""
+
+from __future__ import annotations
+
+from aggregator.strategies.fedavg import FedAvg
+from fedless.protocol.messages import ClientRule
+
+
+class FedProx(FedAvg):
+    """FedAvg of clients that are drawn towards the round's model by `proximal_mu`."""
+
+    def complaints(self, rule: ClientRule) -> list[str]:
+        """Without its proximal term FedProx would silently be FedAvg."""
+        if not rule.proximal_mu:
+            return ["client.proximal_mu: expected a number above 0 with fedprox, found 0; use fedavg"]
+        return []

@@ -1,0 +1,204 @@
+"""The task file: what to train, with whom, how long. TOML into frozen typed settings.
+
+`fedless run start TASK.toml` reads it, resolves the file names and sends the text; the aggregator reads the text
+again. An unknown key, a wrong type and a number outside its range are errors, and all of them are told at once.
+deploy/samples/task.toml shows every field with its unit and default.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aggregator.selection import SELECTIONS
+from aggregator.strategies import STRATEGIES
+from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
+
+TASK_BYTES_MAX = 256 * 1024
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, Field(ge=0.0, le=1e6)]
+FileName = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CohortSettings(_Section):
+    """Who takes part in a round. `size` reports are wanted; `size` or `fraction` of the eligible clients.
+
+    With `over_selection` 1.3, 30 % more clients than wanted are woken, and the slowest are not waited for.
+    Fewer than `minimum_reports` (0: four fifths of the wanted ones) abandon the round. A run waits at most
+    `wait_s` seconds for enough eligible clients.
+    """
+
+    size: int = Field(0, ge=0, le=100_000)
+    fraction: Fraction | None = None
+    minimum_reports: int = Field(0, ge=0, le=100_000)
+    over_selection: float = Field(1.3, ge=1.0, le=10.0)
+    selection: str = "uniform"
+    wait_s: int = Field(600, ge=0, le=604_800)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> CohortSettings:
+        if (self.size == 0) == (self.fraction is None):
+            raise ValueError("expected either size (clients) or fraction (of the eligible ones)")
+        if self.size and self.minimum_reports > self.size:
+            raise ValueError(f"minimum_reports {self.minimum_reports} is above size {self.size}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"selection: expected one of {', '.join(SELECTIONS)}, found {self.selection!r}")
+        return self
+
+    def goal(self, eligible: int) -> int:
+        """How many reports are wanted when this many clients are eligible."""
+        return self.size or max(1, math.ceil((self.fraction or 0.0) * eligible))
+
+    def minimum(self, goal: int) -> int:
+        """How many reports are enough."""
+        return min(self.minimum_reports or math.ceil(0.8 * goal), goal)
+
+    def selected(self, goal: int) -> int:
+        """How many clients to wake."""
+        return math.ceil(goal * self.over_selection)
+
+
+class RoundSettings(_Section):
+    """When a round ends. `deadline_s` seconds after its opening at the latest; `grace` times the median report
+    time after the minimum was reached. After `abandon_limit` abandoned rounds in a row the run has failed.
+    """  # noqa: D205
+
+    deadline_s: int = Field(600, ge=1, le=604_800)
+    grace: float = Field(1.5, ge=0.0, le=100.0)
+    abandon_limit: int = Field(3, ge=1, le=1000)
+
+
+class ClientSettings(_Section):
+    """What a client does with its data (`messages.ClientRule`), and what it may count."""
+
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    learning_rate: Positive = 0.01
+    momentum: Positive = 0.9
+    beta1: Positive = 0.9
+    beta2: Positive = 0.999
+    epsilon: Positive = 1e-7
+    weight_decay: Positive = 0.0
+    clip_norm: Positive = 0.0
+    proximal_mu: Positive = 0.0
+    local_epochs: int = Field(1, ge=1, le=100_000)
+    max_steps: int = Field(0, ge=0, le=10**9)
+    seed: int = Field(0, ge=0, lt=2**63)
+    max_examples: int = Field(1_000_000, ge=1, le=EXAMPLES_MAX)
+    holdout: float = Field(0.0, ge=0.0, le=0.9)
+    update_limit: float = Field(1e6, gt=0.0, le=1e30)
+
+    def rule(self) -> ClientRule:
+        """What goes into the task."""
+        values = self.model_dump(exclude={"max_examples", "holdout", "update_limit"})
+        return ClientRule(**{**values, "optimizer": Optimizer(self.optimizer)})
+
+
+class EvaluationSettings(_Section):
+    """How models are judged: centrally every `central_every` rounds (0: never), on `devices` devices after each
+    round (0: none; on their held-out examples), which have `deadline_s` seconds.
+    """  # noqa: D205
+
+    central_every: int = Field(1, ge=0, le=100_000)
+    devices: int = Field(0, ge=0, le=100_000)
+    deadline_s: int = Field(120, ge=1, le=604_800)
+
+
+class StopSettings(_Section):
+    """When to stop before the last round: at this accuracy on the central test set."""
+
+    test_accuracy: Fraction | None = None
+
+
+class TaskSettings(_Section):
+    """A whole task file. Names of files are relative to it; the command line resolves them."""
+
+    name: str
+    function: FileName
+    initial: FileName = ""
+    test_set: str = Field("", max_length=1024)
+    mode: Mode = Field(Mode.PLAIN, strict=False)
+    strategy: str = "fedavg"
+    rounds: int = Field(ge=1, le=1_000_000)
+    cohort: CohortSettings
+    round: RoundSettings = RoundSettings()
+    client: ClientSettings = ClientSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    stop: StopSettings = StopSettings()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> TaskSettings:
+        problems = []
+        if not ID.fullmatch(self.name) or len(self.name) > 48:  # noqa: PLR2004  (the run's id is the name and more)
+            problems.append(f"name: expected 1 to 48 characters a-z, 0-9 and '-', found {self.name[:64]!r}")
+        if self.strategy not in STRATEGIES:
+            problems.append(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
+        else:
+            problems += STRATEGIES[self.strategy].complaints(self.client.rule())
+        if self.mode is not Mode.PLAIN:
+            problems.append(f"mode: expected plain, found {self.mode.value}")
+        if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
+            problems.append("stop.test_accuracy: expected a test_set and evaluation.central_every above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def task(self, bundle_digest: bytes, parameters: int) -> Task:
+        """What clients get."""
+        return Task(
+            name=self.name,
+            bundle_digest=bundle_digest,
+            parameters=parameters,
+            mode=self.mode,
+            rule=self.client.rule(),
+            max_examples=self.client.max_examples,
+            holdout=self.client.holdout,
+        )
+
+
+def parse(text: str, where: str = "task file") -> TaskSettings:
+    """The settings in a task file's text; raises `LocalError` CONFIG_INVALID that tells every mistake."""
+    if len(text.encode()) > TASK_BYTES_MAX:
+        raise LocalError(Code.CONFIG_INVALID, f"{where}: expected at most {TASK_BYTES_MAX} bytes.")
+    try:
+        return TaskSettings.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise LocalError(Code.CONFIG_INVALID, f"{where} is not TOML: {error}.") from error
+    except ValidationError as error:
+        lines = "".join(f"\n  {line}" for line in _complaints(error))
+        raise LocalError(Code.CONFIG_INVALID, f"{where}:{lines}") from error
+
+
+def load(path: Path) -> TaskSettings:
+    """The settings in a task file; raises `LocalError` CONFIG_INVALID."""
+    try:
+        return parse(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError(Code.CONFIG_INVALID, f"{path} cannot be read: {error}.") from error
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    """TOML path, what was expected, what was found; one line each."""
+    for mistake in error.errors(include_url=False):
+        where = ".".join(str(part) for part in mistake["loc"])
+        found = str(mistake["input"])
+        match mistake["type"]:
+            case "extra_forbidden":
+                yield f"{where}: unknown key"
+            case "missing":
+                yield f"{where}: missing"
+            case "value_error":
+                said = mistake["msg"].removeprefix("Value error, ")
+                yield f"{where}: {said}" if where else said
+            case _:
+                said = mistake["msg"].replace("Input should be", "expected")
+                yield f"{where}: {said}, found {found[:60]!r}"
