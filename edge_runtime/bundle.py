@@ -19,6 +19,8 @@ from fedless.protocol import bundle_format
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, RUNTIME, Manifest, parse_bytes
 
+_BUILDING = ".unpacking-"
+
 
 @dataclass(frozen=True)
 class Unpacked:
@@ -92,7 +94,9 @@ def find(directory: Path, digest: str) -> Unpacked | None:
 def _store(files: Mapping[str, bytes], directory: Path, target: Path) -> None:
     """All files synced, then one rename, then the directory synced: a power cut leaves all or nothing."""
     directory.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=directory))
+    for left in directory.glob(f"{_BUILDING}*"):  # by a power cut; one participant works here at a time
+        shutil.rmtree(left, ignore_errors=True)
+    building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=directory))
     try:
         folders = {building}
         for name, data in files.items():
@@ -106,11 +110,7 @@ def _store(files: Mapping[str, bytes], directory: Path, target: Path) -> None:
         for folder in folders:
             _sync(folder)
         building.chmod(0o755)
-        try:
-            building.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise  # otherwise another process stored the same bundle first
+        building.rename(target)
         _sync(directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)

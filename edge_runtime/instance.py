@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,22 +21,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from edge_runtime import sandbox
 from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, Outcome, frame
+from edge_runtime.process import Child, Process
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 MAX_OUTPUT_BYTES = 16 * 1024
 MAX_PAYLOAD_BYTES = 1 << 30
 _CHUNK = 1 << 18
-_EXIT_MS = 2_000
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 _OWN_FAULTS = {Code.NOT_INSTALLED, Code.CONFIG_INVALID, Code.DISK_FULL}
 
 
 class Instance:
-    """One child process, `trainer.py`, in its own process group. A context manager: leaving it ends it."""
+    """One process that serves one job (`trainer`), in its own process group. A context manager: leaving it ends it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
+    def __init__(self, process: Process, link: socket.socket) -> None:
         self._process = process
         self._link = link
         self._output = bytearray()
@@ -46,32 +46,33 @@ class Instance:
         self._started_ms = time.monotonic() * 1000
 
     @classmethod
-    def start(cls, python: str = sys.executable) -> Instance:
-        """Start the child with an empty environment but for paths, locale and one thread per library.
+    def start(cls, python: str = sys.executable, space: sandbox.Space | None = None) -> Instance:
+        """A cold start: an environment empty but for paths, locale and one thread per library.
 
-        `python` is the interpreter. Raises `LocalError(INSTANCE_FAILED)` if it cannot be started.
+        `python` is the interpreter; `space` is what is visible in a sandbox of its own (None: no namespaces),
+        which ends with the calling thread. Raises `LocalError(INSTANCE_FAILED)` if it cannot be started.
         """
         ours, theirs = socket.socketpair()
         with theirs:
+            command = [python, "-P", "-m", "edge_runtime.trainer", "--fd", str(theirs.fileno())]
+            if space is not None:
+                command = sandbox.command(command, space)
             try:
-                process = subprocess.Popen(
-                    [python, "-P", "-m", "edge_runtime.trainer", "--fd", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(),),
-                    env=environment(),
-                    start_new_session=True,
-                )
-            except OSError as error:
+                process = Child(command, theirs.fileno(), environment())
+            except LocalError:
                 ours.close()
-                raise LocalError(Code.INSTANCE_FAILED, f"The process cannot be started: {error}.") from None
+                raise
         return cls(process, ours)
 
     @property
+    def how(self) -> str:
+        """`cold` or `warm`."""
+        return self._process.start
+
+    @property
     def pid(self) -> int:
-        """The child's process id, which is also its process group."""
-        return self._process.pid
+        """A cold instance's process id, which is also its process group; 0 for a warm one, whose server knows it."""
+        return self._process.pid if isinstance(self._process, Child) else 0
 
     def run(self, job: Job, *, timeout_ms: int, on_event: OnEvent | None = None) -> Outcome:
         """Give the child its job and wait for the outcome, at most `timeout_ms`; then the instance is over.
@@ -90,18 +91,13 @@ class Instance:
             self.close()
 
     def kill(self) -> None:
-        """End the process group; for other threads, too. `run` then raises INSTANCE_MEMORY or _FAILED."""
-        if self._process.returncode is None:  # not reaped, so the id is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End the whole process group. For other threads, too: `run` then raises INSTANCE_MEMORY or _FAILED."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the whole process group and reap the child; again is fine."""
-        self.kill()
-        self._process.wait()
+        self._process.close()
         self._link.close()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -118,8 +114,8 @@ class Instance:
         times: dict[str, float] = {}
         wall_ms = 0
         try:
-            self._link.sendall(frame(job.to_json()))
-        except BrokenPipeError:
+            self._send(job)
+        except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
         for piece in self._pieces(deadline, timeout_ms):
             self._buffer += piece
@@ -139,6 +135,18 @@ class Instance:
                     times["total_ms"] = time.monotonic() * 1000 - sent_ms
                     return _outcome(event, times, wall_ms, payload)
         raise self._died()
+
+    def _send(self, job: Job) -> None:
+        """The job, and with it the file of parameters as an open descriptor: a sandbox does not see our cache."""
+        try:
+            parameters = os.open(job.parameters, os.O_RDONLY | os.O_CLOEXEC) if job.parameters else None
+        except OSError as error:
+            raise LocalError(Code.INSTANCE_FAILED, f"The model cannot be read: {error}.") from None
+        try:
+            socket.send_fds(self._link, [frame(job.to_json())], [] if parameters is None else [parameters])
+        finally:
+            if parameters is not None:
+                os.close(parameters)
 
     def _events(self) -> Iterator[Mapping[str, Any]]:
         """Complete frames at the head of the buffer; stops behind `done`, whose payload follows raw."""
@@ -177,10 +185,9 @@ class Instance:
 
     def _pieces(self, deadline: float, timeout_ms: int) -> Iterator[bytes]:
         """Bytes from the child until it closes its end; its output is drained beside, and its tail kept."""
-        assert self._process.stdout is not None  # noqa: S101  (it was started with a pipe)
         with selectors.DefaultSelector() as selector:
             selector.register(self._link, selectors.EVENT_READ)
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(self._process.output, selectors.EVENT_READ)
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -192,23 +199,21 @@ class Instance:
                             return
                         yield piece
                     elif not self._drain():
-                        selector.unregister(self._process.stdout)
+                        selector.unregister(self._process.output)
 
     def _drain(self) -> bool:
         """Take some of the child's output; False at its end."""
-        assert self._process.stdout is not None  # noqa: S101
-        piece = os.read(self._process.stdout.fileno(), _CHUNK)
+        piece = os.read(self._process.output, _CHUNK)
         self._output += piece
         del self._output[:-MAX_OUTPUT_BYTES]
         return bool(piece)
 
     def _died(self) -> FedlessError:
         """Why the child closed its end without an answer."""
-        status = self._exit_status()
+        status = self._process.exit_status()
         if status is None:
             return PeerError(Code.INSTANCE_FAILED, "It closed its connection without an answer.")
-        assert self._process.stdout is not None  # noqa: S101
-        os.set_blocking(self._process.stdout.fileno(), False)
+        os.set_blocking(self._process.output, False)
         with contextlib.suppress(BlockingIOError):  # a grandchild may hold the pipe open
             self._drain()
         said = self._output.decode(errors="replace").strip()[-500:]
@@ -216,16 +221,6 @@ class Instance:
             return PeerError(Code.INSTANCE_MEMORY, "It was stopped for want of memory.")
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return PeerError(Code.INSTANCE_FAILED, f"It ended with {how}. {said}".strip())
-
-    def _exit_status(self) -> int | None:
-        """As `Popen.returncode`, without reaping: until `close` the process group must keep its id."""
-        limit = time.monotonic() + _EXIT_MS / 1000
-        while time.monotonic() < limit:
-            found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is not None:
-                return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-            time.sleep(0.005)
-        return None
 
 
 def invoke(

@@ -330,7 +330,8 @@ def serve(link: socket.socket) -> int:
     except FedlessError as error:
         emit(_failed(error.code, error.detail, error.fix))
     except MemoryError as error:
-        emit(_failed(Code.INSTANCE_MEMORY, str(error)))
+        limit_mb = resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20
+        emit(_failed(Code.INSTANCE_MEMORY, f"Its limit is {limit_mb} MB. {error}"))
     except OSError as error:
         emit(_failed(Code.INSTANCE_FAILED, f"{type(error).__name__}: {error}."))
         raise

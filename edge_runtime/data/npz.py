@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def load(source: DataSource, model: Model, *, labels: bool) -> Mapping[str, NDAr
     if labels:
         names.extend(item.name for item in model.labels)
     try:
-        with np.load(source.path, allow_pickle=False) as archive:
+        # numpy leaves a file that it opened itself open when it cannot read it.
+        with Path(source.path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise LocalError(Code.DATA_UNREADABLE, f"{source.path} is a single array, not an .npz file.")
             return {

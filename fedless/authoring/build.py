@@ -22,6 +22,8 @@ from fedless.protocol import manifest
 from fedless.protocol.errors import Code, LocalError
 
 _SPARE = 1.5
+_VECTORS = 6
+_DATA_MB = 128
 _STEP_MB = 64
 
 
@@ -38,7 +40,7 @@ def build_function(
 ) -> manifest.Manifest:
     """The author: convert, check and write the function directory `out_dir`; the manifest that was written.
 
-    `memory_mb` 0 means half as much again as the check needed. `files` are the author's own Python files,
+    `memory_mb` 0 means what the check needed, with room. `files` are the author's own Python files,
     such as `provider.py`. Raises `LocalError`: MODEL_NOT_PORTABLE, or STATE_EXISTS if `out_dir` holds
     something that is not a function.
     """
@@ -55,7 +57,7 @@ def build_function(
     described = manifest.Manifest(
         name=name,
         version=version,
-        memory_mb=memory_mb or _rounded(agreement.peak_memory_mb * _SPARE),
+        memory_mb=memory_mb or _memory_mb(agreement.peak_memory_mb, model.parameters),
         timeout_ms=timeout_ms,
         licence=licence,
         model=_described(model, initial),
@@ -92,6 +94,7 @@ def _described(model: Model, initial: bytes) -> manifest.Model:
     )
 
 
-def _rounded(memory_mb: float) -> int:
-    """Up to the next multiple of 64, and at least 192: the interpreter's own reservations count too."""
-    return max(192, -(-int(memory_mb) // _STEP_MB) * _STEP_MB)
+def _memory_mb(peak_mb: int, parameters: int) -> int:
+    """A bound with room for the optimiser's vectors, the data and reservations, in steps of 64."""
+    needed = peak_mb * _SPARE + _VECTORS * parameters * 4 / 2**20 + _DATA_MB
+    return -(-int(needed) // _STEP_MB) * _STEP_MB

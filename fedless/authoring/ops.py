@@ -23,7 +23,7 @@ def matmul(x: Tensor, w: Tensor) -> Tensor:
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(x: Tensor, w: Tensor) -> tuple[Tensor, Gradient]:
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            return _product(dy, _transposed(w)), tf.transpose(_product(tf.transpose(dy), x))
+            return _product(dy, _transposed(w)), _weight_gradient(x, dy)
 
         return _product(x, w), gradient
 
@@ -49,9 +49,7 @@ def conv2d(x: Tensor, w: Tensor) -> Tensor:
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
             dy = tf.reshape(dy, [b * rows * columns, f])
             dp = tf.reshape(_product(dy, _transposed(kernel)), [b, rows, columns, depth])
-            # The transpose of the narrow dy and of the small result cost less than that of the wide patches.
-            dw = tf.transpose(_product(tf.transpose(dy), patches))
-            return _col2im(dp, k, kw), tf.reshape(dw, [k, kw, c, f])
+            return _col2im(dp, k, kw), tf.reshape(_weight_gradient(patches, dy), [k, kw, c, f])
 
         return tf.reshape(_product(patches, kernel), [b, rows, columns, f]), gradient
 
@@ -110,6 +108,14 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     right = b if b.shape.rank == 3 else tf.reshape(b, [1, *b.shape])  # noqa: PLR2004
     product = tf.matmul(tf.reshape(a, [1, *a.shape]), right)
     return tf.reshape(product, [a.shape[0], right.shape[2]])
+
+
+def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """x^T dy for x [M, K], dy [M, N], by the cheaper transposes: that of x, or those of dy and the result."""
+    (m, k), n = x.shape, dy.shape[1]
+    if m * k <= n * (m + k):
+        return _product(tf.transpose(x), dy)
+    return tf.transpose(_product(tf.transpose(dy), x))
 
 
 def _transposed(w: Tensor) -> Tensor:

@@ -85,11 +85,17 @@ def _layer(layer: Keras) -> Layer | None:
 
 
 def _check_sequence(keras_model: Keras) -> None:
-    """One input, one output, each layer used once, in a row."""
-    for layer in keras_model.layers:
-        inbound = getattr(layer, "_inbound_nodes", [])
-        if len(inbound) > 1 or any(len(node.input_tensors) > 1 for node in inbound):
-            raise refuse(layer.name, "it is shared or merges several inputs", "Use layers one after another.")
+    """Each layer used once, in a row; a functional model's bare operations (`a + b`) are no layers."""
+    operations = getattr(keras_model, "operations", keras_model.layers)
+    for operation in operations:
+        inbound = operation._inbound_nodes  # noqa: SLF001  (Keras has no public way to see the edges)
+        merges = any(len(node.input_tensors) > 1 for node in inbound)
+        if len(inbound) > 1 or merges or operation not in keras_model.layers:
+            raise refuse(
+                operation.name,
+                "it is shared, merges several inputs or is no layer",
+                "Use layers one after another.",
+            )
 
 
 def _activation(layer: Keras) -> str | None:

@@ -1,0 +1,422 @@
+"""Providers and the schema check: each way in which data does not fit has its code and says what was found."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_runtime.data import Dataset, DataSource, open_dataset
+from fedless.protocol.errors import Code, FedlessError, LocalError
+from fedless.protocol.manifest import Input, Label, Model, Tensor
+
+
+def model(*inputs: Input, label: Label | None = None) -> Model:
+    return Model(
+        parameters=1,
+        batch=4,
+        loss="mse",
+        initial_sha256="00" * 32,
+        tensors=(Tensor("w", (1,), 0),),
+        inputs=inputs or (Input("x", (2, 2, 1), "float32", 0.0, 1.0),),
+        labels=(label or Label("y", (), "int32", 3),),
+    )
+
+
+TABLE = model(Input("x", (3,)), label=Label("kind", (), "int32", 2))
+
+
+def arrays(**changes: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+    return {"x": np.zeros((5, 2, 2, 1), np.float32), "y": np.array([0, 1, 2, 1, 0]), **changes}
+
+
+def refusal(fields: Mapping[str, NDArray[Any]], described: Model | None = None) -> LocalError:
+    with pytest.raises(LocalError) as caught:
+        Dataset(fields, described or model())
+    return caught.value
+
+
+def batch(dataset: Dataset, described: Model, indices: list[int]) -> dict[str, NDArray[Any]]:
+    specs: list[Input | Label] = [*described.inputs, *described.labels]
+    into = {spec.name: np.full((described.batch, *spec.shape), 9, spec.dtype) for spec in specs}
+    dataset.fill(np.array(indices), into)
+    return into
+
+
+def opened(described: Model, directory: Path = Path(), *, labels: bool = True, **source: object) -> Dataset:
+    return open_dataset(DataSource.parse(source), described, str(directory), labels=labels)
+
+
+def opening_fails(described: Model, directory: Path = Path(), **source: Any) -> FedlessError:
+    with pytest.raises(FedlessError) as caught:
+        opened(described, directory, **source)
+    return caught.value
+
+
+# -- schema
+
+
+def test_data_that_fits_is_batched_and_padded() -> None:
+    x = np.arange(20, dtype=np.float32).reshape(5, 2, 2, 1) / 20
+    filled = batch(Dataset(arrays(x=x), model()), model(), [4, 0])
+    np.testing.assert_array_equal(filled["x"][:2], x[[4, 0]])
+    assert not filled["x"][2:].any()
+    np.testing.assert_array_equal(filled["y"], [0, 0, 0, 0])
+
+
+def test_uint8_images_are_mapped_onto_the_range() -> None:
+    described = model(Input("x", (2, 2, 1), "float32", -1.0, 1.0))
+    x = np.array([0, 51, 204, 255], np.uint8).reshape(1, 2, 2)
+    filled = batch(Dataset({"x": x, "y": np.array([0])}, described), described, [0])
+    np.testing.assert_allclose(filled["x"][0].ravel(), [-1.0, -0.6, 0.6, 1.0], atol=1e-6)
+
+
+def test_dimensions_of_size_one_may_be_left_out() -> None:
+    assert Dataset(arrays(x=np.zeros((5, 2, 2), np.uint8)), model()).count == 5
+
+
+def test_float_labels_that_are_whole_numbers_are_labels() -> None:
+    filled = batch(Dataset(arrays(y=np.array([0.0, 1.0, 2.0, 1.0, 0.0])), model()), model(), [2])
+    assert filled["y"][0] == 2
+
+
+def test_wrong_shape_is_refused() -> None:
+    error = refusal(arrays(x=np.zeros((5, 3, 2, 1), np.float32)))
+    assert error.code is Code.DATA_SHAPE
+    assert "(2, 2, 1)" in str(error)
+    assert "(3, 2, 1)" in str(error)
+
+
+def test_different_numbers_of_examples_are_refused() -> None:
+    error = refusal(arrays(y=np.array([0, 1])))
+    assert error.code is Code.DATA_SHAPE
+    assert "x has 5, y has 2" in str(error)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.full((5, 2, 2, 1), "a"), np.zeros((5, 2, 2, 1), bool), np.zeros((5, 2, 2, 1), complex)],
+    ids=["text", "bool", "complex"],
+)
+def test_wrong_dtype_is_refused(x: NDArray[Any]) -> None:
+    assert refusal(arrays(x=x)).code is Code.DATA_DTYPE
+
+
+def test_labels_with_fractions_are_refused() -> None:
+    assert refusal(arrays(y=np.array([0, 0.5, 1, 2, 0]))).code is Code.DATA_DTYPE
+
+
+@pytest.mark.parametrize("x", [np.zeros((0, 2, 2, 1), np.float32), np.float32(1.0)])
+def test_empty_data_is_refused(x: NDArray[Any]) -> None:
+    assert refusal(arrays(x=x)).code is Code.DATA_EMPTY
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinite_numbers_are_refused(bad: float) -> None:
+    x = np.zeros((5, 2, 2, 1), np.float32)
+    x[3, 1, 0, 0] = bad
+    assert refusal(arrays(x=x)).code is Code.DATA_NOT_FINITE
+
+
+def test_nan_in_a_float_label_is_refused() -> None:
+    described = model(label=Label("y", (), "float32"))
+    y = np.array([0.0, 1.0, np.nan, 1.0, 0.0])
+    assert refusal(arrays(y=y), described).code is Code.DATA_NOT_FINITE
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_label_outside_the_classes_is_refused(bad: int) -> None:
+    error = refusal(arrays(y=np.array([0, 1, bad, 1, 0])))
+    assert error.code is Code.DATA_RANGE
+    assert "0..2" in str(error)
+
+
+def test_value_outside_the_range_is_refused() -> None:
+    assert refusal(arrays(x=np.full((5, 2, 2, 1), 1.5, np.float32))).code is Code.DATA_RANGE
+
+
+def test_token_that_does_not_fit_int32_is_refused() -> None:
+    described = model(Input("x", (2,), "int32"))
+    assert refusal({"x": np.full((1, 2), 2**31), "y": np.array([0])}, described).code is Code.DATA_RANGE
+
+
+def test_missing_label_is_refused_and_named() -> None:
+    error = refusal({"x": np.zeros((5, 2, 2, 1))})
+    assert error.code is Code.DATA_MISSING
+    assert "needs y" in str(error)
+
+
+def test_labels_are_not_needed_to_infer() -> None:
+    assert Dataset({"x": np.zeros((5, 2, 2, 1))}, model(), labels=False).count == 5
+
+
+# -- the held-out part
+
+
+def test_the_parts_are_disjoint_whole_and_the_same_every_time() -> None:
+    dataset = Dataset({"x": np.zeros((100, 2, 2, 1)), "y": np.zeros(100, int)}, model())
+    training, held_out = (dataset.part(0.25, held_out=flag) for flag in (False, True))
+    assert (training.size, held_out.size) == (75, 25)
+    assert sorted([*training, *held_out]) == list(range(100))
+    np.testing.assert_array_equal(held_out, dataset.part(0.25, held_out=True))
+
+
+def test_one_example_always_stays_for_training() -> None:
+    assert Dataset(arrays(), model()).part(1.0, held_out=False).size == 1
+
+
+def test_evaluating_on_nothing_is_refused() -> None:
+    with pytest.raises(LocalError) as caught:
+        Dataset(arrays(), model()).part(0.1, held_out=True)
+    assert caught.value.code is Code.DATA_EMPTY
+
+
+# -- where the data lies
+
+
+def test_the_kind_follows_from_the_suffix() -> None:
+    kinds = [DataSource.parse({"path": path}).kind for path in ("a.npz", "a.CSV", "a.parquet", "folder")]
+    assert kinds == ["npz", "csv", "parquet", "images"]
+
+
+def test_all_mistakes_in_the_source_are_reported() -> None:
+    with pytest.raises(LocalError) as caught:
+        DataSource.parse({"kind": "oracle", "columns": {"x": 5}, "classes": [1], "pfad": "a"})
+    assert caught.value.code is Code.CONFIG_INVALID
+    for expected in (
+        "unknown key pfad",
+        "path must be",
+        "kind must be",
+        "columns must be",
+        "classes must be",
+    ):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "idx", "images"])
+def test_missing_path_is_refused(tmp_path: Path, kind: str) -> None:
+    error = opening_fails(model(), kind=kind, path=str(tmp_path / "absent"))
+    assert error.code is Code.DATA_MISSING
+    assert "absent" in str(error)
+
+
+# -- npz
+
+
+def test_npz_under_other_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((5, 2, 2), np.uint8), y=np.zeros(5, int))
+    assert opened(model(), path=str(tmp_path / "a.npz"), columns={"x": "images"}).count == 5
+
+
+def test_npz_with_pickled_objects_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([object()], object), y=np.zeros(1))
+    assert opening_fails(model(), path=str(tmp_path / "a.npz")).code is Code.DATA_UNREADABLE
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken", b"text"])
+def test_damaged_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    assert opening_fails(model(), path=str(tmp_path / "a.npz")).code is Code.DATA_UNREADABLE
+
+
+# -- idx
+
+
+def idx(array: NDArray[Any]) -> bytes:
+    return (
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+def test_idx_plain_and_zipped(tmp_path: Path) -> None:
+    x = np.arange(20).reshape(5, 2, 2)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(x))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.array([0, 1, 2, 1, 0]))))
+    filled = batch(opened(model(), kind="idx", path=str(tmp_path)), model(), [1])
+    np.testing.assert_allclose(filled["x"][0].ravel() * 255, [4, 5, 6, 7], atol=1e-4)
+    assert filled["y"][0] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\0\x08", b"\1\0\x08\1\0\0\0\1x", idx(np.zeros((5, 2, 2)))[:-1], idx(np.zeros(3)) + b"x"],
+)
+def test_damaged_idx_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+    error = opening_fails(model(), kind="idx", path=str(tmp_path))
+    assert error.code is Code.DATA_UNREADABLE
+
+
+def test_idx_that_is_no_gzip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
+    assert opening_fails(model(), kind="idx", path=str(tmp_path)).code is Code.DATA_UNREADABLE
+
+
+# -- csv and parquet
+
+
+def write_csv(tmp_path: Path, text: str) -> str:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    return str(tmp_path / "a.csv")
+
+
+def test_csv_with_class_names(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "a, b,kind,c\n1,2,cat,3\n4,5,dog,6\n")
+    filled = batch(opened(TABLE, path=path, classes=["dog", "cat"]), TABLE, [0, 1])
+    np.testing.assert_array_equal(filled["x"][:2], [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(filled["kind"][:2], [1, 0])
+
+
+def test_csv_with_chosen_columns(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "id,a,b,c,label\n7,1,2,3,0\n8,4,5,6,1\n")
+    filled = batch(opened(TABLE, path=path, columns={"x": ["c", "a", "b"], "kind": "label"}), TABLE, [1])
+    np.testing.assert_array_equal(filled["x"][0], [6, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("a,b,kind,c\n1,2,0\n", Code.DATA_UNREADABLE, "line 2: 3 fields"),
+        ("a,b,kind,c\n1,2,0,\n", Code.DATA_DTYPE, "column c"),
+        ("a,b,kind,c\n1,nan,0,3\n", Code.DATA_NOT_FINITE, "x holds NaN"),
+        ("a,b,kind,c\n1,2,5,3\n", Code.DATA_RANGE, "kind must lie in 0..1"),
+        ("a,b,c\n1,2,3\n", Code.DATA_MISSING, "no column kind"),
+        ("a,kind,c\n1,0,3\n", Code.DATA_SHAPE, "3 elements, but 2 column"),
+        ("a,b,kind,c\n", Code.DATA_EMPTY, "no examples"),
+        ("", Code.DATA_SHAPE, "0 column"),
+    ],
+)
+def test_csv_that_does_not_fit_is_refused(tmp_path: Path, text: str, code: Code, says: str) -> None:
+    error = opening_fails(TABLE, path=write_csv(tmp_path, text))
+    assert (error.code, says in str(error)) == (code, True), str(error)
+
+
+def test_csv_class_that_is_unknown_is_refused(tmp_path: Path) -> None:
+    error = opening_fails(TABLE, path=write_csv(tmp_path, "a,b,kind,c\n1,2,owl,3\n"), classes=["cat"])
+    assert error.code is Code.DATA_RANGE
+    assert "owl" in str(error)
+
+
+def test_csv_that_is_binary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
+    assert opening_fails(TABLE, path=str(tmp_path / "a.csv")).code is Code.DATA_UNREADABLE
+
+
+def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3, 6], "kind": ["cat", "dog"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    filled = batch(opened(TABLE, path=str(tmp_path / "a.parquet"), classes=["dog", "cat"]), TABLE, [0, 1])
+    np.testing.assert_array_equal(filled["x"][:2], [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(filled["kind"][:2], [1, 0])
+
+
+@pytest.mark.parametrize(("kind", "module"), [("parquet", "pyarrow"), ("images", "PIL")])
+def test_missing_extra_is_named(
+    tmp_path: Path, kind: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "a.png").write_bytes(b"x")
+    error = opening_fails(model(), kind=kind, path=str(tmp_path))
+    assert error.code is Code.NOT_INSTALLED
+    assert f"fedless[{kind}]" in str(error)
+
+
+# -- images
+
+
+def write_image(path: Path, pixels: NDArray[Any]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="the extra `images` is not installed")
+    path.parent.mkdir(exist_ok=True)
+    image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "1.png", np.array([[0, 255], [255, 0]]))
+    write_image(tmp_path / "owl" / "1.png", np.array([[255, 255], [255, 255]]))
+    (tmp_path / "owl" / "notes.txt").write_text("no image")
+    filled = batch(opened(model(), path=str(tmp_path), classes=["ape", "cat", "owl"]), model(), [0, 1])
+    np.testing.assert_array_equal(filled["y"][:2], [1, 2])
+    np.testing.assert_allclose(filled["x"][0].ravel(), [0, 1, 1, 0], atol=1e-6)
+
+
+def test_images_without_labels_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((2, 2)))
+    assert opened(model(), path=str(tmp_path), labels=False).count == 1
+
+
+def test_image_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "0" / "1.png", np.zeros((3, 2)))
+    error = opening_fails(model(), path=str(tmp_path))
+    assert error.code is Code.DATA_SHAPE
+    assert "is 2 x 3; the model needs 2 x 2" in str(error)
+
+
+def test_image_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "0" / "1.png", np.zeros((2, 2)))
+    (tmp_path / "0" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    assert opening_fails(model(), path=str(tmp_path)).code is Code.DATA_UNREADABLE
+
+
+def test_folder_that_is_no_class_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "dog" / "1.png", np.zeros((2, 2)))
+    assert opening_fails(model(), path=str(tmp_path), classes=["cat"]).code is Code.DATA_RANGE
+
+
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
+    assert opening_fails(model(), path=str(tmp_path)).code is Code.DATA_EMPTY
+
+
+def test_images_for_a_model_without_images_are_refused(tmp_path: Path) -> None:
+    described = model(Input("a", (2,)), Input("b", (2,)))
+    assert opening_fails(described, path=str(tmp_path)).code is Code.DATA_SHAPE
+
+
+# -- the author's own
+
+
+def provider(tmp_path: Path, code: str) -> Path:
+    (tmp_path / "provider.py").write_text(code)
+    return tmp_path
+
+
+def test_the_authors_provider_gets_path_and_options(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np\n"
+        "def load(path, options):\n"
+        "    assert path == 'sensor-7'\n"
+        "    n = options['n']\n"
+        "    return {'x': np.zeros((n, 2, 2, 1)), 'y': np.ones(n, int)}\n"
+    )
+    assert opened(model(), provider(tmp_path, code), kind="own", path="sensor-7", options={"n": 3}).count == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def load(path, options): raise KeyError('serial')", Code.DATA_UNREADABLE),
+        ("def load(path, options): return open('/nonexistent/file')", Code.DATA_MISSING),
+        ("def load(path, options): return [1, 2]", Code.INSTANCE_BAD_RESULT),
+        ("def load(path, options): return {'x': 'abc', 'y': [1]}", Code.DATA_EMPTY),
+        ("def load(path, options): return {}", Code.DATA_MISSING),
+        ("load = 5", Code.INSTANCE_FAILED),
+    ],
+)
+def test_a_provider_that_misbehaves_is_refused(tmp_path: Path, code: str, expected: Code) -> None:
+    assert opening_fails(model(), provider(tmp_path, code), kind="own", path="x").code is expected
+
+
+def test_a_bundle_without_a_provider_is_refused(tmp_path: Path) -> None:
+    assert opening_fails(model(), tmp_path, kind="own", path="x").code is Code.INSTANCE_FAILED
