@@ -1,0 +1,345 @@
+"""The agent as a real process on a real mosquitto with mTLS: wake-ups, redelivery, a lost broker, drain, its weight."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edge_runtime.status import collect
+from edge_runtime.wake import _Context
+from fedless.protocol import identity
+from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(shutil.which("mosquitto") is None, reason="needs mosquitto: apt-get install mosquitto"),
+]
+CLIENT = "device-1"
+ROOT = Path(__file__).parents[2]
+STATUS = f"fedless/v1/testing/status/{CLIENT}"
+WAKE = f"fedless/v1/testing/wake/{CLIENT}"
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Broker:
+    """mosquitto on a loopback port with the fleet's certificates."""
+
+    def __init__(self, folder: Path, fleet: Fleet, port: int) -> None:
+        self.port = port
+        self.folder = folder
+        folder.mkdir()
+        key, chain = fleet.authority.pair(identity.Role.BROKER, "main")
+        for name, data in (("key.pem", key), ("cert.pem", chain), ("ca.pem", fleet.authority.pem)):
+            (folder / name).write_bytes(data)
+        lines = [
+            "per_listener_settings false", "allow_anonymous false", f"listener {port} 127.0.0.1",
+            f"cafile {folder}/ca.pem", f"certfile {folder}/cert.pem", f"keyfile {folder}/key.pem",
+            "require_certificate true", "use_identity_as_username true", "persistence true",
+            f"persistence_location {folder}/", "log_dest stderr", "user root", "max_queued_messages 1000",
+        ]  # fmt: skip
+        (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(["mosquitto", "-c", str(self.folder / "mosquitto.conf")], stderr=log)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+
+class Caller:
+    """The aggregator's side of the broker: publishes wake-ups, sees presence."""
+
+    def __init__(self, folder: Path, fleet: Fleet, port: int) -> None:
+        key, chain = fleet.authority.pair(identity.Role.AGGREGATOR, "main")
+        (folder / "caller.key").write_bytes(key)
+        (folder / "caller.pem").write_bytes(chain)
+        (folder / "ca.pem").write_bytes(fleet.authority.pem)
+        import ssl
+
+        context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+        context.fleet_name = identity.server_name(fleet.name)
+        context.load_verify_locations(folder / "ca.pem")
+        context.load_cert_chain(folder / "caller.pem", folder / "caller.key")
+        self.presence: list[object] = []
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, "@aggregator", protocol=mqtt.MQTTv5)
+        self.client.tls_set_context(context)
+        self.client.on_message = lambda *a: self.presence.append(json.loads(a[2].payload)["online"])
+        self.client.on_connect = lambda *_: self.client.subscribe(STATUS, qos=1)
+        self.client.connect_async("127.0.0.1", port)
+        self.client.loop_start()
+
+    def wake(self, data: bytes, expiry_s: int = 60) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.MessageExpiryInterval = expiry_s
+        self.client.publish(WAKE, data, qos=1, properties=properties).wait_for_publish(10)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+class Device:
+    """`fedless-edge run` as a process."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.log = state / "agent.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edge_runtime.cli", "run", "--state", str(state)],
+                cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    @property
+    def told(self) -> str:
+        return self.log.read_text()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def broker(fleet: Fleet, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Broker]:
+    broker = Broker(tmp_path / "broker", fleet, free_port())
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
+    aggregator = FakeAggregator(fleet)
+    aggregator.start()
+    yield aggregator
+    aggregator.stop()
+
+
+@pytest.fixture
+def state(fleet: Fleet, aggregator: FakeAggregator, broker: Broker, tmp_path: Path) -> Path:
+    return fleet.device(tmp_path / "state", CLIENT, aggregator.port, broker.port)
+
+
+@pytest.fixture
+def caller(fleet: Fleet, broker: Broker, tmp_path: Path) -> Iterator[Caller]:
+    folder = tmp_path / "caller"
+    folder.mkdir()
+    caller = Caller(folder, fleet, broker.port)
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def device(state: Path) -> Iterator[Device]:
+    device = Device(state)
+    yield device
+    device.stop()
+
+
+def test_wake_up_to_report(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, device: Device, state: Path
+) -> None:
+    wait_until(lambda: caller.presence == [True])
+    for round_id in (1, 2):
+        task = fleet.task()
+        ticket = fleet.ticket(CLIENT, round_id, task)
+        here = aggregator.open(ticket, task)
+        caller.wake(wake_bytes(ticket))
+        wait_until(lambda here=here, n=round_id: here.accepted == 1 and len(aggregator.metrics) == n)
+        print({name: round(value) for name, value in aggregator.metrics[-1].timings_ms.items()})
+    assert aggregator.metrics[0].agent_rss_mb > 5
+    assert device.stop() == 0
+    wait_until(lambda: caller.presence[-1] is False)
+    assert collect(state)["agent"] == {"running": False, "state": "stopped", "at_ms": collect(state)["agent"]["at_ms"]}
+
+
+def test_sleeping_device_gets_the_wake_up_when_it_comes_back(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, device: Device, state: Path
+) -> None:
+    wait_until(lambda: caller.presence == [True])
+    device.stop()
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    caller.wake(wake_bytes(ticket))
+    again = Device(state)
+    try:
+        wait_until(lambda: here.accepted == 1)
+    finally:
+        again.stop()
+
+
+def test_killed_agent_gets_the_wake_up_again_and_one_report_is_made(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, device: Device, state: Path
+) -> None:
+    """SIGKILL of agent and participant before the wake-up was acknowledged or at any later moment."""
+    wait_until(lambda: caller.presence == [True])
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    caller.wake(wake_bytes(ticket))
+    wait_until(lambda: "event=accepted" in device.told or here.accepted)
+    device.process.kill()
+    device.process.wait()
+    again = Device(state)
+    try:
+        wait_until(lambda: here.accepted and collect(state)["counters"].get("reported") == 1, 40)
+    finally:
+        again.stop()
+    assert here.accepted == 1
+
+
+def test_broker_absent_at_start_and_lost_in_the_middle(
+    fleet: Fleet, aggregator: FakeAggregator, broker: Broker, state: Path
+) -> None:
+    broker.stop()
+    device = Device(state)
+    try:
+        wait_until(lambda: "event=disconnected" in device.told)
+        wait_until(lambda: collect(state)["agent"].get("state") == "disconnected")
+        broker.start()
+        wait_until(lambda: collect(state)["agent"].get("state") == "connected")
+        broker.stop()
+        wait_until(lambda: device.told.count("event=disconnected") >= 2)
+        broker.start()
+        wait_until(lambda: device.told.count("event=connected") == 2)
+    finally:
+        device.stop()
+    assert device.told.count("event=disconnected") <= 4, "said once for each change, not for each attempt"
+
+
+def test_second_agent_on_one_state_directory_is_refused(device: Device, caller: Caller, state: Path) -> None:
+    wait_until(lambda: caller.presence == [True])
+    second = subprocess.run(
+        [sys.executable, "-m", "edge_runtime.cli", "run", "--state", str(state)],
+        cwd=ROOT, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert second.stderr.startswith("fedless-edge: Another process is using this state directory.")
+    assert second.stderr.count("\n") == 1
+
+
+def test_flood_of_forged_wake_ups_is_bounded_and_counted(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, state: Path
+) -> None:
+    with (state / "edge.toml").open("a") as file:
+        file.write("[agent]\nwakes_per_minute = 5\nqueue = 2\n")
+    device = Device(state)
+    try:
+        wait_until(lambda: caller.presence == [True])
+        for number in range(12):
+            caller.wake(b"\xff" * 20 + bytes([number]))
+        wait_until(lambda: collect(state)["counters"].get("ticket_malformed") == 5)
+        time.sleep(2)
+        assert collect(state)["counters"] == {"ticket_malformed": 5}
+        assert len(list(Path(f"/proc/{device.process.pid}/task/{device.process.pid}").glob("children"))) <= 1
+    finally:
+        device.stop()
+
+
+def test_sigterm_lets_the_participant_finish(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, device: Device
+) -> None:
+    wait_until(lambda: caller.presence == [True])
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    caller.wake(wake_bytes(ticket))
+    wait_until(lambda: "check_in" in aggregator.calls)
+    assert device.stop() == 0
+    assert here.accepted == 1
+
+
+def test_sigterm_ends_a_participant_that_does_not_finish(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, state: Path
+) -> None:
+    with (state / "edge.toml").open("a") as file:
+        file.write("[agent]\ndrain_s = 1\n")
+    device = Device(state)
+    try:
+        wait_until(lambda: caller.presence == [True])
+        task = fleet.task()
+        ticket = fleet.ticket(CLIENT, 1, task)
+        here = aggregator.open(ticket, task)
+        aggregator.before = lambda call: time.sleep(15) if call == "check_in" else None
+        caller.wake(wake_bytes(ticket))
+        wait_until(lambda: "check_in" in aggregator.calls)
+        begun = time.monotonic()
+        assert device.stop() == 0
+        assert time.monotonic() - begun < 10
+        assert "event=participant_stopped" in device.told
+        assert here.accepted == 0
+    finally:
+        device.stop()
+
+
+def test_idle_agent_is_small_and_imports_only_what_idling_needs(device: Device, caller: Caller) -> None:
+    wait_until(lambda: caller.presence == [True])
+    time.sleep(0.5)
+    pid = device.process.pid
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in rollup[1:]}
+    print(f"idle agent: RSS {sizes['Rss']:.1f} MB, PSS {sizes['Pss']:.1f} MB, private {sizes['Private_Dirty']:.1f} MB")
+    mapped = Path(f"/proc/{pid}/maps").read_text()
+    for library in ("numpy", "grpc", "google", "cryptography", "_sqlite3", "litert"):
+        assert library not in mapped, f"the idle agent has loaded {library}"
+    assert sizes["Pss"] <= 25
+
+
+def test_idle_agent_does_not_wake_up(device: Device, caller: Caller) -> None:
+    wait_until(lambda: caller.presence == [True])
+    wait_until(lambda: "starting" not in (device.state / "agent.json").read_text())
+    time.sleep(1.5)  # the first resumption has ended by then
+
+    def switches() -> int:
+        status = Path(f"/proc/{device.process.pid}/status").read_text()
+        return sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)
+
+    before = switches()
+    time.sleep(5)
+    assert switches() - before <= 2
+
+
+def test_modules_of_the_agent() -> None:
+    """What importing the agent loads, in a fresh interpreter: no dear library, nothing of the protocol."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1].split(':'); import edge_runtime.agent; print(' '.join(sys.modules))"
+    )
+    paths = ":".join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, paths], capture_output=True, text=True, check=True, env=os.environ
+    ).stdout.split()
+    ours = {name for name in found if name.startswith(("edge_runtime", "fedless"))}
+    assert ours == {"edge_runtime", "edge_runtime.agent", "edge_runtime.disk", "edge_runtime.log", "edge_runtime.wake"}
+    dear = {"numpy", "grpc", "google", "cryptography", "sqlite3", "dataclasses", "inspect", "asyncio", "tomllib"}
+    assert dear & set(found) == set()
