@@ -28,7 +28,7 @@ from aggregator.config import BrokerKind, Settings, load
 from aggregator.coordinator import Coordinator
 from aggregator.driver import Means
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
-from aggregator.evaluation import ChildEvaluator
+from aggregator.evaluation import Evaluator
 from aggregator.founding import ANY, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.runs import News, Runs
@@ -151,7 +151,7 @@ def _open_core(
     )  # fmt: skip
     coordinator = Coordinator(database, spool, tickets, clock=clock, sleep=sleep, on_step=news.tell)
     publishers = {key.key_id: key.public_key for key in terms.publisher_keys}
-    evaluator = ChildEvaluator(blobs, state / "functions", publishers)
+    evaluator = Evaluator(blobs, state / "functions", publishers)
     means = Means(
         database, blobs, coordinator, tickets, registrar, evaluator,
         clock=clock, sleep=sleep, random=os.urandom, on_step=news.tell,
