@@ -329,6 +329,7 @@ LOADERS = {
     "aggregator": ("aggregator.config", "load"),
     "edge": ("edge_runtime.config", "load"),
     "experiment": ("fedless.experiments.config", "load"),
+    "task": ("aggregator.tasks", "load"),
     "function": ("fedless.protocol.manifest", "parse_bytes"),
 }
 
