@@ -8,11 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
 from fedless.protocol import bundle_format
+from fedless.protocol.crypto import ed25519_from_pem
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.manifest import GRAPH_FILE, INITIAL_FILE, MANIFEST_FILE, Manifest, parse_bytes
 
@@ -88,11 +85,8 @@ def read_private_key(path: Path) -> bytes:
     if len(data) == _RAW_KEY_BYTES:
         return data
     try:
-        key = load_pem_private_key(data, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
+        return ed25519_from_pem(data)
+    except LocalError:
         raise LocalError(
             Code.CONFIG_INVALID, f"{path} is not an unencrypted Ed25519 private key (PEM, or 32 raw bytes)."
-        )
-    return key.private_bytes_raw()
+        ) from None

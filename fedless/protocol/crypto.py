@@ -19,7 +19,7 @@ import hashlib
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     Item = int | bytes | str | Sequence["Item"]
 
+P256Public = ec.EllipticCurvePublicKey
+"""The public key of a client's certificate; the name spares others an import of `cryptography`."""
 VERSION = b"fedless-sa1/"
 KEY_BYTES = 32
 """Length of every seed, chain key, X25519 key, HKDF output and SHA-256 digest."""
@@ -290,7 +292,7 @@ def ed25519_from_pem(pem: bytes) -> bytes:
     """The 32 raw bytes of the private key in an Ed25519 PKCS#8 PEM. `LocalError(STATE_CORRUPT)` for others."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise LocalError(
             Code.STATE_CORRUPT, "Expected an unencrypted Ed25519 private key in PKCS#8 PEM."
         ) from error

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from fedless.protocol.crypto import Label, Prg, digest, ecdsa_verify, info, p256_public_der
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Mode
@@ -29,7 +27,7 @@ class Member:
 
     client_id: str
     is_device: bool
-    public_key: ec.EllipticCurvePublicKey
+    public_key: P256Public
 
     @property
     def key_bytes(self) -> bytes:
