@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedless.protocol.crypto import Label, Prg, digest, ecdsa_verify, info, p256_public_der
+from fedless.protocol.crypto import Label, P256Public, Prg, digest, ecdsa_verify, info, p256_public_der
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Mode
 from fedless.protocol.secagg.ring import RingEncoding
