@@ -67,14 +67,15 @@ check-proto: $(READY)
 	@rm -rf build/proto
 
 vectors: $(READY) ## generate the test vectors
-	$(PY) tests/vectors/make_vectors.py tests/vectors
+	$(PY) -m tests.vectors.make_vectors tests/vectors
 
 check-vectors: $(READY)
 	@if [ ! -f tests/vectors/make_vectors.py ]; then echo 'no test vectors yet: skipped'; exit 0; fi; \
-	rm -rf build/vectors; mkdir -p build/vectors; $(PY) tests/vectors/make_vectors.py build/vectors; \
+	rm -rf build/vectors; mkdir -p build/vectors; $(PY) -m tests.vectors.make_vectors build/vectors; \
 	for file in build/vectors/*.json; do diff -q "$$file" "tests/vectors/$${file##*/}" \
 	  || { echo 'the vectors are not what the code makes: has the protocol changed? then run "make vectors"' >&2; exit 1; }; \
-	done; rm -rf build/vectors
+	done
+	@rm -rf build/vectors
 
 LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --universal \
   --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) pyproject.toml --group build \
