@@ -18,11 +18,13 @@ from fedless.protocol.crypto import Label, Prg
 from fedless.protocol.errors import PeerError
 from fedless.protocol.prg import Words, expand
 from fedless.protocol.secagg import helper, keys, ring, server, shamir
+from fedless.protocol.secagg.assembly import inbox_for
 from fedless.protocol.secagg.client import context_of
 from fedless.protocol.secagg.helper_messages import (
     CloseRequest,
     HelperOpen,
     HelperReport,
+    MaskSum,
     envelope_info,
 )
 from fedless.protocol.secagg.messages import (
@@ -181,7 +183,8 @@ def ring_vectors() -> list[dict[str, Any]]:
         clients = []
         total: Words | None = None
         for number, examples in ((1, 40), (2, 100), (3, 250)):
-            update = np.array([0.5, -0.25, 1.5, -2.0, 1e-7, 0.0], dtype=np.float32) * np.float32(number) / 2
+            update = np.array([0.5, -0.25, 1.5, -2.0, 1e-7, 0.0], dtype=np.float32)
+            np.multiply(update, np.float32(number / 2), out=update)
             loss = 0.75 * number
             words = ring.encode(encoding, update.copy(), examples, {"loss": loss}, counting(number))
             clients.append(
@@ -215,7 +218,7 @@ def ring_vectors() -> list[dict[str, Any]]:
 
 def update_words(index: int) -> Words:
     """What member `index` reports: its encoded update."""
-    update = np.array([index, -index, 3, 0, 8 - index, 1], dtype=np.float32) / 16
+    update = np.array([x / 16 for x in (index, -index, 3, 0, 8 - index, 1)], dtype=np.float32)
     return ring.encode(ENCODING, update, 10 * index, {"loss": index / 4}, counting(index))
 
 
@@ -405,7 +408,7 @@ def helper_vectors() -> dict[str, Any]:
     masks = np.zeros_like(total)
     for number in (1, 2, 4, 6):
         masks += expand(opened.prg, helper.stream_seed(counting(number), opened.context), len(masks), 32)
-    answer = helper.MaskSum(opened.context, request.set_digest, crypto.sha256(masks.tobytes()), b"")
+    answer = MaskSum(opened.context, request.set_digest, crypto.sha256(masks.tobytes()), b"")
     answer = dataclasses.replace(answer, signature=client_sign(HELPER_SCALAR)(answer.signed))
     return {
         "hpke_private": HELPER_PRIVATE,
@@ -463,7 +466,7 @@ def bad_rounds() -> Iterator[dict[str, Any]]:
             fleet.share(index)
     fleet.activate()
     rh, members = fleet.server.sealed_roster.hash, fleet.server.members
-    inbox = server_inbox(fleet, 1)
+    inbox = inbox_for(fleet.server, 1, fleet.rows)
     yield bad("members not signed", "M3", 1, changed(inbox, members=members[:-1]), "bad_signature")
     few = changed(inbox, members=members[:6], signature=aggregator_sign(active_signed(rh, members[:6])))
     yield bad("fewer than t + 1 members", "M3", 1, few, "too_few")
@@ -506,13 +509,6 @@ def bad_requests(
 def changed_bits(context: bytes, opened: RoundOpen) -> UnmaskRequest:
     """A bitmap with a bit beyond E."""
     return UnmaskRequest(opened, b"\xff", aggregator_sign(alive_signed(context, b"\xff")))
-
-
-def server_inbox(fleet: Fleet, index: int) -> Any:
-    """M3 of one member."""
-    from fedless.protocol.secagg.assembly import inbox_for
-
-    return inbox_for(fleet.server, index, fleet.rows)
 
 
 def bad(name: str, step: str, member: int, message: object, code: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fedless.protocol.errors import PeerError
 from fedless.protocol.secagg import client, helper, setup
 from fedless.protocol.secagg.helper import HelperRules, RefusedReports
-from fedless.protocol.secagg.helper_messages import CloseRequest
+from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, HelperReport
 from fedless.protocol.secagg.messages import Inbox, Roster, RoundOpen, UnmaskRequest
 from tests.secagg_fleet import NOW_MS, Fleet, verify_aggregator, verify_member
 from tests.vectors import make_vectors
@@ -207,8 +207,8 @@ def test_helper_round_by_hand() -> None:
 def test_kept_envelopes_open_to_their_seeds() -> None:
     good = load("helper.json")
     request = CloseRequest(
-        from_json(make_vectors.HelperOpen, good["open"]),
-        tuple(from_json(make_vectors.HelperReport, report["head"]) for report in good["reports"]),
+        from_json(HelperOpen, good["open"]),
+        tuple(from_json(HelperReport, report["head"]) for report in good["reports"]),
     )
     decided = helper.close_set(
         request,
