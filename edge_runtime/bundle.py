@@ -7,11 +7,13 @@ that name is complete, and a second unpacking finds it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +75,15 @@ def unpack(
     """
     manifest, files = verify(bundle, digest, publishers, newest_seen)
     target = directory / digest.lower()
-    if not target.is_dir():
-        try:
-            _store(files, directory, target)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise LocalError(Code.DISK_FULL, f"{directory} cannot hold the bundle.") from None
-            raise
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory):
+            if not target.is_dir():
+                _store(files, directory, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LocalError(Code.DISK_FULL, f"{directory} cannot hold the bundle.") from None
+        raise
     return Unpacked(digest.lower(), target, manifest)
 
 
@@ -93,8 +97,7 @@ def find(directory: Path, digest: str) -> Unpacked | None:
 
 def _store(files: Mapping[str, bytes], directory: Path, target: Path) -> None:
     """All files synced, then one rename, then the directory synced: a power cut leaves all or nothing."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for left in directory.glob(f"{_BUILDING}*"):  # by a power cut; one participant works here at a time
+    for left in directory.glob(f"{_BUILDING}*"):  # by a power cut
         shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=directory))
     try:
@@ -114,6 +117,17 @@ def _store(files: Mapping[str, bytes], directory: Path, target: Path) -> None:
         _sync(directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory against other processes and threads that unpack there."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(folder: Path) -> None:

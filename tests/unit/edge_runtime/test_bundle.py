@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,18 @@ def test_power_cut_while_unpacking_is_cleaned_up(tmp_path: Path) -> None:
     data = make()
     unpacked = bundle.unpack(data, bundle_format.digest(data), PUBLISHERS, tmp_path)
     assert list(tmp_path.iterdir()) == [unpacked.directory]
+
+
+def test_two_that_unpack_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    bundles = [
+        make(Manifest("hello", version, entry="a:b"), **{"big.py": b"#" * 10**6}) for version in range(1, 9)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        unpacked = list(
+            pool.map(
+                lambda data: bundle.unpack(data, bundle_format.digest(data), PUBLISHERS, tmp_path),
+                bundles * 2,
+            )
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {one.digest for one in unpacked}
+    assert all((one.directory / "pkg" / "app.py").is_file() for one in unpacked)

@@ -163,7 +163,8 @@ def test_secrets_in_our_environment_stay_here(tmp_path: Path, monkeypatch: pytes
     assert "PASSWORD" not in str(error)
 
 
-def test_kill_from_another_thread_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["kill", "close"])
+def test_kill_and_close_from_another_thread_end_the_run(tmp_path: Path, how: str) -> None:
     with Instance.start() as instance:
         body = "    import time\n    open(path, 'w').close()\n    time.sleep(60)\n"
 
@@ -171,7 +172,7 @@ def test_kill_from_another_thread_ends_the_run(tmp_path: Path) -> None:
             limit = time.monotonic() + 20
             while not (tmp_path / "token").exists() and time.monotonic() < limit:
                 time.sleep(0.01)
-            instance.kill()
+            getattr(instance, how)()
 
         thread = threading.Thread(target=kill_when_running)
         thread.start()
