@@ -92,20 +92,23 @@ class Coordinator:
         raise refusal
 
     async def begin_report(self, client_id: str, header: ReportHeader) -> tuple[int, bool]:
-        """How many bytes of the announced report are here, and whether it is counted already.
+        """How many bytes of the announced report are here, and whether it is counted.
 
-        A report without bytes (an evaluation) is counted at once. Raises `PeerError` UNKNOWN_ROUND,
-        NOT_IN_COHORT, CONFLICTING_REPEAT, ROUND_CLOSED, WRONG_STATE, WRONG_ENCODING, WRONG_LENGTH,
-        EXAMPLE_COUNT, OUT_OF_RANGE, NOT_FINITE, DISK_FULL.
+        A report whose bytes are all here is counted at once: an evaluation has none, and a crash may have
+        come between the last byte and the counting. Raises `PeerError` UNKNOWN_ROUND, NOT_IN_COHORT,
+        CONFLICTING_REPEAT, ROUND_CLOSED, WRONG_STATE, WRONG_ENCODING, WRONG_LENGTH, EXAMPLE_COUNT,
+        OUT_OF_RANGE, NOT_FINITE, WRONG_DIGEST, DISK_FULL.
         """
         with own_faults_as_refusals():
             live = await self._find(header.round_id)
             effects = await self._ask(live, e.ReportAnnounced(client_id, header))
-            if header.length_bytes == 0 and not _confirms(effects):
-                effects = await self._ask(live, e.ReportArrived(client_id))
-            if _confirms(effects):
+            if any(isinstance(effect, e.Confirm) for effect in effects):
                 return header.length_bytes, True
-            return self._spool.offset(header.round_id, client_id), False
+            offset = self._spool.offset(header.round_id, client_id)
+            if offset < header.length_bytes:
+                return offset, False
+            await self._arrive(live, client_id, header)
+            return offset, True
 
     async def put_report(
         self, client_id: str, round_id: int, offset: int, chunks: AsyncIterator[bytes]
@@ -127,7 +130,11 @@ class Coordinator:
         """
         with own_faults_as_refusals():
             live = await self._find(metrics.round_id)
-            known = await self._database.run(lambda c: store.save_invocation(c, client_id, metrics))
+            now, terms = self._clock(), live.round.terms
+            known = await self._database.run(
+                lambda c: steps.keep_invocation(c, terms, client_id, metrics, now)
+            )
+            self._on_step(terms.run_id)
             if not known or metrics.outcome not in STILL_THERE:
                 await self._ask(live, e.ClientGaveUp(client_id, Code.of(metrics.outcome).value))
 
@@ -317,8 +324,14 @@ class Coordinator:
     ) -> None:
         round_id, length = header.round_id, header.length_bytes
         await self._spool.receive(round_id, client_id, offset, length, _while_open(live, chunks))
+        await self._arrive(live, client_id, header)
+
+    async def _arrive(self, live: Live, client_id: str, header: ReportHeader) -> None:
+        """All bytes are here: whether they are what was announced, then they count."""
         try:
-            await self._spool.check(round_id, client_id, header.sha256, live.round.terms.update_limit)
+            if header.length_bytes:
+                limit = live.round.terms.update_limit
+                await self._spool.check(header.round_id, client_id, header.sha256, limit)
         except PeerError as error:
             await self._tell(live, e.ReportSpoiled(client_id, error.code))
             raise
@@ -366,10 +379,6 @@ def _refusal(effects: Sequence[e.Effect]) -> PeerError | None:
         if isinstance(effect, e.Refuse):
             return PeerError(effect.code, effect.detail)
     return None
-
-
-def _confirms(effects: Sequence[e.Effect]) -> bool:
-    return any(isinstance(effect, e.Confirm) for effect in effects)
 
 
 def _log(round_: Round, event: e.Event, refusals: Sequence[e.Refuse]) -> None:

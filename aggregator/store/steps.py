@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from sqlalchemy import Connection
 
 from aggregator import events as e
+from aggregator.members import Terms
 from aggregator.round import Round
 from aggregator.store import history, rounds
 from fedless.protocol.errors import Code
+from fedless.protocol.messages import InvocationMetrics
 
 NAMES: dict[type, str] = {
     e.CohortSelected: "cohort_selected",
@@ -42,6 +45,25 @@ def change_round(
     for effect in effects:
         if isinstance(effect, e.AddReport):
             history.count(connection, effect.client_id, "reports", now)
+
+
+def keep_invocation(
+    connection: Connection, terms: Terms, client_id: str, value: InvocationMetrics, now: int
+) -> bool:
+    """A client's own figures of its invocation, kept and told; False if it is not in the round's cohort."""
+    known = rounds.save_invocation(connection, client_id, value)
+    if known:
+        figures = {key: item for key, item in asdict(value).items() if key != "round_id"}
+        history.note(
+            connection,
+            terms.run_id,
+            "invocation_measured",
+            now,
+            round_id=terms.round_id,
+            client_id=client_id,
+            **figures,
+        )
+    return known
 
 
 def count_refusals(
