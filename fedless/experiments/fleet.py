@@ -33,11 +33,13 @@ from fedless.protocol.tables import write_tables
 HOST = "127.0.0.1"
 FLEET = "local"
 DATA_FILE = "data.npz"
+# Devices of one's own on one's own machine: plain rounds need no further consent here.
+CONSENT = write_tables({"policy": {"modes": ["plain", "pairwise", "helper"]}})
 READY_S = 30.0
 ENROLL_S = 60.0
 ONLINE_S = 60.0
 STOP_S = 8.0
-SERVE = (sys.executable, "-m", "fedless.console.main", "aggregator", "serve")
+SERVE = (sys.executable, "-c", "from fedless.console.main import main; main()", "aggregator", "serve")
 EDGE = (sys.executable, "-m", "edge_runtime.cli")
 _MB = 1e6
 
@@ -73,6 +75,7 @@ class LocalFleet:
         self.aggregator_folder = self.folder / "fleet"
         self.devices = tuple(devices)
         self.children = Children(logs or self.folder / "logs")
+        self.aggregator: Child
         self.agents: dict[str, Child] = {}
         self._connect = connect
         self._source = source
@@ -125,8 +128,10 @@ class LocalFleet:
     def _start_aggregator(self) -> None:
         now_ms = time.time_ns() // 1_000_000
         found_fleet(self.aggregator_folder, FLEET, HOST, Ports(0, 0, 0), now_ms)
+        settings = self.aggregator_folder / "aggregator.toml"
+        write_private(settings, settings.read_bytes() + CONSENT.encode())
         argv = (*SERVE, "--fleet", str(self.aggregator_folder))
-        self.children.start("aggregator", argv, self._environment)
+        self.aggregator = self.children.start("aggregator", argv, self._environment)
         ready = self.aggregator_folder / "state" / "endpoints.json"
         wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
 

@@ -43,6 +43,14 @@ class Participation:
         """The clients of one round by id."""
         return self._rounds.get(round_id, {})
 
+    def unmeasured(self) -> bool:
+        """Whether a client reported whose invocation has not told its figures."""
+        return any(
+            client["outcome"] == REPORTED and not client["start"]
+            for clients in self._rounds.values()
+            for client in clients.values()
+        )
+
     def reports(self, round_id: int) -> int:
         """How many reports of a round have arrived."""
         return sum(client["outcome"] == REPORTED for client in self.of(round_id).values())

@@ -1,7 +1,7 @@
 """The processes of a local fleet: each in a session of its own, logged to files, stopped without leftovers.
 
 Used by `fleet`. A child's own children (mosquitto, participants, training instances) are its to stop; those
-that outlive it are found by their ancestry and killed.
+that outlive it are found by their session and ancestry, and killed.
 """
 
 from __future__ import annotations
@@ -157,12 +157,15 @@ def _stop(children: Sequence[Child], grace_s: float) -> None:
 
 
 def _family(child: Child) -> list[psutil.Process]:
-    """The child and all its descendants, as far as they run."""
-    try:
-        process = psutil.Process(child.process.pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+    """The child's descendants, and what they left behind: every process of its session, as far as they run."""
+    found: list[psutil.Process] = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(pid) == child.process.pid:
+                found.append(psutil.Process(pid))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found += psutil.Process(child.process.pid).children(recursive=True)
+    return list(dict.fromkeys(found))
 
 
 def _signal_group(child: Child, number: signal.Signals) -> None:

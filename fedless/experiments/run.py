@@ -34,6 +34,7 @@ from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.manifest import Manifest, Model
 
 MODEL = "model.f32"
+FIGURES_S = 3.0
 PACKAGES = (
     "fedless",
     "ai-edge-litert",
@@ -125,15 +126,11 @@ def _on_fleet(
     """Start the run, follow it to its end, fetch the model; the summary."""
     idle = list(fleet.agent_rss_mb().values())
     operator = fleet.operator()
-    bundle = pack_and_sign(experiment.function, fleet.aggregator_folder / "publisher" / "publisher.key")
-    initial = initial_weights(experiment.function)
-    digests = [operator.put(blob) for blob in (bundle, initial, test_set)]
     started = time.monotonic()
-    info = operator.start_run(experiment.task, *digests)
-    progress.say(f"run {info.run_id} of {info.rounds_wanted} rounds")
-    rounds = _follow(operator, info.run_id, folder / report.ROUNDS, progress)
+    info, rounds = train(
+        fleet, operator, experiment.function, experiment.task, test_set, folder / report.ROUNDS, progress
+    )
     training_seconds = time.monotonic() - started
-    info = operator.run(info.run_id)
     if info.state != "finished":
         raise LocalError(Code.WRONG_STATE, f"The run {info.state}: {info.reason or 'no reason given'}.")
     digest = _fetch_model(operator, info.model_digest, folder / MODEL)
@@ -155,6 +152,27 @@ def _on_fleet(
     }
 
 
+def train(
+    fleet: LocalFleet,
+    operator: Operator,
+    function: Path,
+    task: str,
+    test_set: bytes,
+    lines: Path,
+    progress: Progress,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Run a task on a fleet to its end: the RunInfo, and the rounds as they were written to `lines`.
+
+    `test_set` is an .npz file's bytes, or empty for no central evaluation. Also called by the benchmarks.
+    """
+    bundle = pack_and_sign(function, fleet.aggregator_folder / "publisher" / "publisher.key")
+    blobs = (bundle, initial_weights(function), test_set)
+    info = operator.start_run(task, *(operator.put(blob) if blob else b"" for blob in blobs))
+    progress.say(f"run {info.run_id} of {info.rounds_wanted} rounds")
+    rounds = _follow(operator, info.run_id, lines, progress)
+    return operator.run(info.run_id), rounds
+
+
 def _follow(operator: Operator, run_id: str, path: Path, progress: Progress) -> list[dict[str, Any]]:
     """Watch the run until it ends; the lines of rounds.jsonl, each written when its round has ended."""
     participation = Participation()
@@ -173,13 +191,26 @@ def _follow(operator: Operator, run_id: str, path: Path, progress: Progress) -> 
                 file.flush()
                 progress.round_ended(record, info.rounds_wanted)
 
+        last = 0
         for event in operator.watch(run_id):
+            last = event.sequence
             participation.take(event)
             if event.event == "cohort_selected":
                 write(all_of_them=False)
             progress.now(f"round {len(rounds) + 1}: {participation.reports(event.round_id)} reports")
+        _await_figures(operator, run_id, participation, last)
         write(all_of_them=True)
     return rounds
+
+
+def _await_figures(operator: Operator, run_id: str, participation: Participation, last: int) -> None:
+    """The last invocations tell their figures after the run has ended: wait for them, but not for long."""
+    give_up_at = time.monotonic() + FIGURES_S
+    while participation.unmeasured() and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+        for event in operator.watch(run_id, last):
+            last = event.sequence
+            participation.take(event)
 
 
 def _fetch_model(operator: Operator, digest: bytes, path: Path) -> str:

@@ -45,6 +45,15 @@ def test_measured_invocation_is_kept_and_foreign_fields_are_not() -> None:
     assert "z" not in client
 
 
+def test_report_without_its_figures_is_unmeasured() -> None:
+    participation = Participation()
+    assert not participation.unmeasured()
+    participation.take(event("report_arrived"))
+    assert participation.unmeasured()
+    participation.take(event(MEASURED, start="warm", outcome="reported"))
+    assert not participation.unmeasured()
+
+
 def test_events_of_no_client_are_passed_over() -> None:
     participation = Participation()
     participation.take(event("round_opened", client_id=""))
