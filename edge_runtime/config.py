@@ -20,8 +20,6 @@ from fedless.protocol.tables import Table
 
 FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
-BUILT_AT_MS = 1_793_491_200_000
-"""2026-11-01: a clock before this counts as this. Raised with every release."""
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
 _SECTIONS = ("limits", "agent", "data")

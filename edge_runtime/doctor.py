@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge_runtime import profile
-from edge_runtime.config import BUILT_AT_MS, FILE, EdgeConfig, load
+from edge_runtime.clock import BUILT_AT_MS, unix_ms
+from edge_runtime.config import FILE, EdgeConfig, load
 from edge_runtime.enroll import clock_complaint
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import Journal
@@ -159,7 +160,7 @@ def _journal(state: Path) -> Finding:
 
 
 def _certificate(own: Identity) -> Finding:
-    left_days = (own.not_after_ms - _now_ms()) / DAY_MS
+    left_days = (own.not_after_ms - unix_ms()) / DAY_MS
     if left_days <= 0:
         return bad(
             "certificate", f"By this clock it ended {-left_days:.0f} days ago.", "Set the clock, or enroll again."
@@ -170,7 +171,7 @@ def _certificate(own: Identity) -> Finding:
 
 
 def _clock_by_itself() -> Finding:
-    if _now_ms() < BUILT_AT_MS:
+    if unix_ms() < BUILT_AT_MS:
         built = time.strftime("%Y-%m-%d", time.gmtime(BUILT_AT_MS / 1000))
         return bad("clock", f"It says a time before this program was built ({built}).", "Set the clock.")
     return well("clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
@@ -187,10 +188,10 @@ def _aggregator(state: Path, own: Identity) -> Finding:
             theirs_ms = line.report_status(status)
     except FedlessError as error:
         return bad("aggregator", f"{', '.join(places)}: {error}")
-    complaint = clock_complaint(_now_ms() - theirs_ms)
+    complaint = clock_complaint(unix_ms() - theirs_ms)
     if complaint:
         return bad("clock", complaint)
-    return well("aggregator", f"{places[0]} answers; the clocks are {abs(_now_ms() - theirs_ms)} ms apart")
+    return well("aggregator", f"{places[0]} answers; the clocks are {abs(unix_ms() - theirs_ms)} ms apart")
 
 
 def _broker(state: Path, own: Identity, address: str) -> Finding:
@@ -216,7 +217,3 @@ def _agent(state: Path) -> Finding:
     if not told["running"]:
         return bad("agent", "It does not run.", "Start it with `fedless-edge run`, or its systemd unit.")
     return bad("agent", f"{told['state']}: {told.get('reason')}.")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -8,14 +8,14 @@ address in the claim is believed before the authority's certificate fits the cla
 from __future__ import annotations
 
 import http.client
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from edge_runtime import link
-from edge_runtime.config import BUILT_AT_MS, FILE, starter
+from edge_runtime.clock import not_before, unix_ms
+from edge_runtime.config import FILE, starter
 from edge_runtime.disk import write_whole
 from edge_runtime.keystore import Keystore, authority_fleet
 from fedless.protocol import identity
@@ -80,7 +80,7 @@ def enroll(
     observe("stored")
     if not (state / FILE).exists():
         write_whole(state / FILE, starter().encode(), mode=0o644)
-    return Joined(reply.fleet, reply.client_id, time.time_ns() // 1_000_000 - reply.now_ms)
+    return Joined(reply.fleet, reply.client_id, unix_ms() - reply.now_ms)
 
 
 def clock_complaint(ahead_ms: int) -> str:
@@ -131,7 +131,7 @@ def _exchange(
             lambda: link.enroll(address, authority_pem, name, secret, csr_der), budget_s=BUDGET_S
         )
     except FedlessError as error:
-        ahead = time.time_ns() // 1_000_000 - their_ms if their_ms else 0
+        ahead = unix_ms() - their_ms if their_ms else 0
         if error.code in (Code.AGGREGATOR_UNREACHABLE, Code.CLOCK_WRONG) and abs(ahead) > DAY_MS:
             raise LocalError(Code.CLOCK_WRONG, clock_complaint(ahead), fix="Then give the same claim again.") from error
         raise
@@ -139,7 +139,7 @@ def _exchange(
 
 def _check(reply: Enrollment, authority_der: bytes, fleet: str, public_der: bytes) -> None:
     """That the certificate is for our key, by the claimed authority, for a device of this fleet."""
-    moment = max(reply.now_ms, BUILT_AT_MS)
+    moment = not_before(reply.now_ms)
     name, key = identity.verify_chain(reply.chain_der, authority_der, fleet, moment)
     if identity.public_der(key) != public_der or reply.chain_der[-1] != authority_der:
         raise PeerError(Code.FOREIGN_CERTIFICATE, "The certificate is not for the key that was made here.")

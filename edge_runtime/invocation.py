@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
+from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
 from edge_runtime.instance import Instance
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
@@ -84,7 +85,7 @@ class Invocation:
         while True:
             reply = patiently(lambda: self.link.check_in(request), budget_s=BUDGET_S, link=self.link)
             if isinstance(reply, Offer):
-                self.journal.set_clock(reply.now_ms, time.time_ns() // 1_000_000)
+                self.journal.set_clock(reply.now_ms, unix_ms())
                 return reply
             if not 0 < reply.retry_after_ms <= _SHORT_WAIT_MS:
                 raise _not_now(reply)

@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edge_runtime.config import BUILT_AT_MS, FILE, EdgeConfig, load
+from edge_runtime.clock import not_before, unix_ms
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 if TYPE_CHECKING:
+    from edge_runtime.config import EdgeConfig
     from edge_runtime.instance import Instance
     from edge_runtime.invocation import Invocation, Timings
     from edge_runtime.keystore import Identity
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 WAKE_BYTES_MAX = 4096
 ATTEMPTS_MAX = 5
 BUSY_EXIT = 75
-_DAY_MS = 86_400_000
 _LATER = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY})
 _RETRY_MS = 5_000
 
@@ -68,6 +68,7 @@ class Participant:
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
     _started: Instance | None = field(init=False, default=None)
+    _instance_at: float = field(init=False, default=0.0)
 
     def run(self) -> None:
         """Judge the wake-up, then do all that is open. Raises `LocalError`."""
@@ -89,13 +90,12 @@ class Participant:
 
     def now_ms(self) -> int:
         """The device's clock, but never before this program was built or the aggregator was last heard."""
-        return max(time.time_ns() // 1_000_000, BUILT_AT_MS, self.journal.clock_floor())
+        return not_before(self.journal.clock_floor())
 
     def _load(self) -> None:
         from edge_runtime.keystore import Keystore
 
         self.identity = Keystore(self.state).load()
-        self.config = load(self.state / FILE)
 
     def _judge(self) -> None:
         """The wake-up as a ticket: a new one is journaled, any other counted and dropped."""
@@ -128,8 +128,10 @@ class Participant:
             self._start_instance()  # before gRPC is imported below
         if not open_rounds and not self.journal.reports():
             return
+        from edge_runtime.config import FILE, load
         from edge_runtime.outbox import Outbox
 
+        self.config = load(self.state / FILE)
         self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
         self.outbox.clean()
         for open_round in open_rounds:
@@ -141,6 +143,7 @@ class Participant:
         from edge_runtime.instance import Instance
 
         if self._started is None:
+            self._instance_at = time.monotonic() * 1000
             self._started = Instance.start()
         return self._started
 
@@ -153,9 +156,11 @@ class Participant:
         woken = self.wake.received if open_round.attempts == 0 else self.wake.started
         timings = Timings(woken)
         timings.phases["queue"] = max(0.0, round(self.wake.started - woken, 3))
-        timings.lap("start", self.wake.started)
+        timings.phases["start"] = round(self._instance_at - self.wake.started, 3)
+        at = timings.lap("import", self._instance_at)
         attempt = self.journal.attempt(open_round.nonce)
         with self._link(ticket.endpoints) as link:
+            timings.lap("connect", at)
             outcome, detail = self._outcome(ticket, link, timings, attempt)
             if outcome:
                 self.outbox.end(ticket.nonce, outcome, detail, self.now_ms())
@@ -244,7 +249,7 @@ class Participant:
         try:
             link.put_metrics(metrics)
             status = device_status(self.state, self.wake.agent_rss_mb, self.journal.counters())
-            self.journal.set_clock(link.report_status(status), time.time_ns() // 1_000_000)
+            self.journal.set_clock(link.report_status(status), unix_ms())
         except PeerError as error:
             say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
 

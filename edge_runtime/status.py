@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import time
 from pathlib import Path
 
+from edge_runtime.clock import unix_ms
 from edge_runtime.config import FILE, load
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import Journal
@@ -113,6 +113,6 @@ def _bytes(folder: Path) -> int:
 def _since(at_ms: object) -> str:
     if not isinstance(at_ms, int) or not at_ms:
         return ""
-    seconds = max(0, time.time_ns() // 1_000_000 - at_ms) // 1000
+    seconds = max(0, unix_ms() - at_ms) // 1000
     hours, minutes = divmod(seconds // 60, 60)
     return f", {hours} h {minutes} min ago" if hours else f", {minutes} min {seconds % 60} s ago"

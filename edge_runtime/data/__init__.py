@@ -16,14 +16,25 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge_runtime.data.dataset import Dataset
 from edge_runtime.data.source import DataSource
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.manifest import Model
 
+if TYPE_CHECKING:
+    from edge_runtime.data.dataset import Dataset
+
 __all__ = ["DataSource", "Dataset", "open_dataset"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (what the module holds)
+    """`Dataset` brings numpy in, which the participant reads its settings without."""
+    if name != "Dataset":
+        raise AttributeError(name)
+    from edge_runtime.data.dataset import Dataset  # noqa: PLC0415
+
+    return Dataset
 
 
 def open_dataset(source: DataSource, model: Model, function_dir: str, *, labels: bool = True) -> Dataset:
@@ -31,6 +42,8 @@ def open_dataset(source: DataSource, model: Model, function_dir: str, *, labels:
 
     Raises `LocalError` with a DATA_* code that says what was expected and what was found, or NOT_INSTALLED.
     """
+    from edge_runtime.data.dataset import Dataset  # noqa: PLC0415  (see `__getattr__`)
+
     module = importlib.import_module(f"edge_runtime.data.{source.kind}")
     load: Callable[..., Mapping[str, Any]] = module.load
     try:
