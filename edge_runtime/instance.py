@@ -15,8 +15,10 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +44,8 @@ class Instance:
         self._link = link
         self._output = bytearray()
         self._buffer = bytearray()
-        self._used = False
+        self._lock = threading.Lock()
+        self._used = self._running = False
         self._started_ms = time.monotonic() * 1000
 
     @classmethod
@@ -81,13 +84,16 @@ class Instance:
         what the child said (DATA_*, MODEL_NOT_PORTABLE, NOT_FINITE, ...), INSTANCE_TIMEOUT, INSTANCE_MEMORY,
         INSTANCE_FAILED (it died) or INSTANCE_BAD_RESULT (it broke the protocol).
         """
-        if self._used:
-            raise LocalError(Code.WRONG_STATE, "An instance takes one job.")
-        self._used = True
+        with self._lock:
+            if self._used:
+                raise LocalError(Code.WRONG_STATE, "An instance takes one job.")
+            self._used = self._running = True
         deadline = time.monotonic() + timeout_ms / 1000
         try:
             return self._converse(job, deadline, timeout_ms, on_event)
         finally:
+            with self._lock:
+                self._running = False
             self.close()
 
     def kill(self) -> None:
@@ -95,7 +101,12 @@ class Instance:
         self._process.kill()
 
     def close(self) -> None:
-        """End the whole process group and reap the child; again is fine."""
+        """End the process group and reap the child; again is fine. A `run` in another thread does the rest."""
+        self._process.kill()
+        with self._lock:
+            self._used = True
+            if self._running:  # it reads from what would be closed here
+                return
         self._process.close()
         self._link.close()
 
@@ -114,7 +125,7 @@ class Instance:
         times: dict[str, float] = {}
         wall_ms = 0
         try:
-            self._send(job)
+            self._send(replace(job, timeout_ms=timeout_ms))
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
         for piece in self._pieces(deadline, timeout_ms):

@@ -32,11 +32,12 @@ MAX_FRAME_BYTES = 1 << 20
 
 
 class JobKind(StrEnum):
-    """What an instance does with the bundle's graph."""
+    """What an instance does: one of three things with the bundle's graph, or it calls the author's own entry."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
     INFER = "infer"
+    INVOKE = "invoke"
 
 
 class Part(StrEnum):
@@ -49,12 +50,14 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """One invocation of a function's graph.
+    """One invocation of a function.
 
     `function_dir` holds the unpacked bundle, `parameters` is a file of raw little-endian float32[P], `data`
     is a data source as `edge_runtime.data.DataSource` reads it (relative paths start at the working
     directory). `holdout` is the fraction of examples that is never trained on. `memory_mb` bounds the
-    instance's private memory (0: the manifest's figure). `threads` is for the runtime.
+    instance's private memory (0: the manifest's figure). `threads` is for the runtime. `event` is
+    what the author's entry is called with, or the inputs to infer from. `confinement` has the fields of
+    `confine.Confinement` (empty: only the memory is bounded). `timeout_ms` is filled in when it is sent.
     """
 
     kind: JobKind
@@ -66,6 +69,9 @@ class Job:
     holdout: float = 0.0
     threads: int = 1
     memory_mb: int = 0
+    event: object = None
+    confinement: Mapping[str, Any] = field(default_factory=dict)
+    timeout_ms: int = 0
 
     def to_json(self) -> dict[str, object]:
         """The job as JSON values."""
@@ -86,7 +92,8 @@ class Outcome:
     """What one finished job gave.
 
     `payload` is raw little-endian float32: the update's delta [P] after `train`, the outputs after `infer`
-    (`shape` says how), empty after `evaluate`. `examples` counts distinct examples, `sums` are over them
+    (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
+    counts distinct examples, `sums` are over them
     (`loss`, `correct`, ...; after `train`: of the last local epoch, before each step).
     """
 

@@ -7,7 +7,6 @@ round. It holds no key and needs no network. The only module that imports the TF
 
 from __future__ import annotations
 
-import json
 import resource
 import socket
 import sys
@@ -20,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime import confine, joblink
 from edge_runtime.data import Dataset, DataSource, open_dataset
-from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, JobKind, Part, frame
+from edge_runtime.jobs import Job, JobKind, Part, frame
 from edge_runtime.optimizers import LocalOptimizer, Vector
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
-from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Input, Label, Model, parse_bytes
+from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Input, Label, Manifest, Model, parse_bytes
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -100,12 +100,14 @@ def run(job: Job, emit: Emit) -> _Result:
     clock = _Clock()
     directory = Path(job.function_dir)
     manifest = parse_bytes((directory / MANIFEST_FILE).read_bytes())
+    _confine(job, manifest)
+    if job.kind is JobKind.INVOKE:
+        return _invoke(job, manifest)
     if manifest.model is None:
         raise PeerError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model.")
-    _limit_memory(job.memory_mb or manifest.memory_mb)
     model = manifest.model
     labels = job.kind is not JobKind.INFER
-    dataset = open_dataset(DataSource.parse(job.data), model, job.function_dir, labels=labels)
+    dataset = _dataset(job, model, labels=labels)
     indices = _indices(job, dataset)
     clock.lap("data_ms")
     graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
@@ -121,6 +123,36 @@ def run(job: Job, emit: Emit) -> _Result:
     clock.lap(f"{job.kind}_ms")
     result.timings_ms = clock.laps
     return result
+
+
+def _confine(job: Job, manifest: Manifest) -> None:
+    """Before any of the function's own code: no way back from here."""
+    if job.confinement:
+        confine.apply(confine.Confinement(**job.confinement))
+    else:
+        _limit_memory(job.memory_mb or manifest.memory_mb)
+
+
+def _invoke(job: Job, manifest: Manifest) -> _Result:
+    from edge_runtime import handler  # noqa: PLC0415  (training needs none of it)
+
+    clock = _Clock()
+    answer = handler.serve(job, manifest)
+    clock.lap("invoke_ms")
+    return _Result(0, payload=memoryview(answer), timings_ms=clock.laps)
+
+
+def _dataset(job: Job, model: Model, *, labels: bool) -> Dataset:
+    """The examples that lie on the device, or those that came with the event."""
+    if job.event is None:
+        return open_dataset(DataSource.parse(job.data), model, job.function_dir, labels=labels)
+    inputs = job.event.get("inputs") if isinstance(job.event, dict) else None
+    if not isinstance(inputs, dict):
+        raise LocalError(Code.DATA_SHAPE, 'Expected {"inputs": {NAME: [[...], ...]}}.')
+    try:
+        return Dataset({name: np.asarray(rows) for name, rows in inputs.items()}, model, labels=labels)
+    except ValueError as error:  # rows of different lengths
+        raise LocalError(Code.DATA_SHAPE, f"The inputs are no arrays: {str(error)[:200]}.") from None
 
 
 @dataclass(frozen=True)
@@ -293,27 +325,6 @@ def peak_rss_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def _receive_job(link: socket.socket) -> Job | None:
-    """The job, or None if the parent went away before it sent one."""
-    with link.makefile("rb", buffering=0) as stream:
-        head = _exactly(stream, LENGTH.size)
-        if head is None:
-            return None
-        (length,) = LENGTH.unpack(head)
-        body = _exactly(stream, length) if length <= MAX_FRAME_BYTES else None
-    return None if body is None else Job.from_json(json.loads(body))
-
-
-def _exactly(stream: Any, length: int) -> bytes | None:  # noqa: ANN401  (a raw socket file has no public type)
-    data = b""
-    while len(data) < length:
-        piece = stream.read(length - len(data))
-        if not piece:
-            return None
-        data += piece
-    return data
-
-
 def serve(link: socket.socket) -> int:
     """Say ready, take one job, do it, answer. 0 if the answer is `done` or there was no job."""
 
@@ -321,7 +332,7 @@ def serve(link: socket.socket) -> int:
         link.sendall(frame(values))
 
     emit({"event": "ready", "monotonic_ms": time.monotonic() * 1000})
-    job = _receive_job(link)
+    job = joblink.receive(link)
     if job is None:
         return 0
     emit({"event": "started", "monotonic_ms": time.monotonic() * 1000})
@@ -362,16 +373,21 @@ def _done(result: _Result) -> dict[str, object]:
     }
 
 
+def serve_and_close(link: socket.socket) -> int:
+    """`serve`; 1 if the parent is gone, since nobody wants the answer then."""
+    with link:
+        try:
+            return serve(link)
+        except (BrokenPipeError, ConnectionResetError):
+            return 1
+
+
 def main(arguments: list[str]) -> int:
     """`python -m edge_runtime.trainer --fd N`."""
     flag, number = arguments
     if flag != "--fd":
         sys.exit("usage: python -m edge_runtime.trainer --fd N")
-    with socket.socket(fileno=int(number)) as link:
-        try:
-            return serve(link)
-        except BrokenPipeError:  # the parent is gone: nobody wants the answer
-            return 1
+    return serve_and_close(socket.socket(fileno=int(number)))
 
 
 if __name__ == "__main__":
