@@ -81,7 +81,7 @@ class Runs:
             return True
 
         if await means.database.run(work):
-            await self._end_driver(run_id)
+            await self.pause(run_id)
             await self._stop_rounds(await means.database.run(lambda c: rounds.unended(c, run_id)))
             await means.database.run(lambda c: history.note(c, run_id, "run_stopped", means.clock()))
             self._news.tell(run_id)
@@ -125,8 +125,15 @@ class Runs:
     async def close(self) -> None:
         """Stops driving; the runs go on after the next start."""
         for run_id in list(self._drivers):
-            await self._end_driver(run_id)
+            await self.pause(run_id)
         await self._means.coordinator.close()
+
+    async def pause(self, run_id: str) -> None:
+        """Stops driving a run: open rounds still take reports, nothing is committed until a new start."""
+        task = self._drivers.get(run_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _stop_rounds(self, round_ids: Sequence[int]) -> None:
         for round_id in round_ids:
@@ -143,12 +150,6 @@ class Runs:
         if task is not None and not task.cancelled() and task.exception() is not None:
             log.error("driver_failed", run=run_id)
         self._news.tell(run_id)
-
-    async def _end_driver(self, run_id: str) -> None:
-        task = self._drivers.get(run_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
 
 
 class News:

@@ -57,11 +57,11 @@ class CohortSettings(_Section):
 
     def goal(self, eligible: int) -> int:
         """How many reports are wanted when this many clients are eligible."""
-        return self.size or max(1, math.ceil((self.fraction or 0.0) * eligible))
+        return self.size or max(1, self.minimum_reports, math.ceil((self.fraction or 0.0) * eligible))
 
     def minimum(self, goal: int) -> int:
         """How many reports are enough."""
-        return min(self.minimum_reports or math.ceil(0.8 * goal), goal)
+        return self.minimum_reports or math.ceil(0.8 * goal)
 
     def selected(self, goal: int) -> int:
         """How many clients to wake."""
