@@ -64,9 +64,13 @@ def _convert(model: Model) -> bytes:
     module.evaluate = _signature(model.evaluate, model.specs(labels=True, masks=False))
     module.infer = _signature(model.infer, model.specs(labels=False, masks=False))
     with tempfile.TemporaryDirectory(prefix="fedless-convert-") as directory:
-        # from_concrete_functions would lose the signatures' names.
+        # from_concrete_functions would lose the signatures' names. Exported custom gradients are of no use to
+        # the converter and take minutes for unrolled recurrences.
         tf.saved_model.save(
-            module, directory, signatures={name: getattr(module, name) for name in SIGNATURES}
+            module,
+            directory,
+            signatures={name: getattr(module, name) for name in SIGNATURES},
+            options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
         )
         converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=list(SIGNATURES))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
