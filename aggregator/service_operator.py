@@ -27,6 +27,7 @@ from fedless.protocol.errors import Code, PeerError
 from fedless.v1 import operator_pb2 as pb
 from fedless.v1 import operator_pb2_grpc
 
+CODES = frozenset(code.value for code in Code)
 MB = 1e6
 KIB = 1024
 
@@ -152,10 +153,11 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
 
 
 def _client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientInfo:
-    refusals = dict(client.profile.get("refusals", {}))
-    reports = counts.pop("reports", 0)
+    """A client with what it refused (its own status says so) and what it was refused."""
+    refusals: dict[str, int] = dict(client.profile.get("refusals", {}))
     for name, count in counts.items():
-        refusals[name] = refusals.get(name, 0) + count
+        if name in CODES:
+            refusals[name] = refusals.get(name, 0) + count
     return pb.ClientInfo(
         client_id=client.client_id,
         state=client.state,
@@ -163,7 +165,7 @@ def _client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientI
         last_seen_ms=client.last_seen_ms,
         online=client.online,
         labels=client.labels,
-        reports=reports,
+        reports=counts.get("reports", 0),
         refusals=refusals,
         certificate_not_after_ms=client.certificate_not_after_ms,
         runtime_version=client.profile.get("runtime_version", ""),

@@ -144,7 +144,9 @@ def _follow(operator: link.Link, run_id: str) -> None:
 def _tell(progress: Progress, info: link.RunInfo, told: set[int]) -> None:
     progress.rounds(info.model_version, info.rounds_wanted)
     progress.now(info.reason or info.task_name)
-    for each in info.rounds:
+    # The newest round's model may still be evaluated: it is told when the next one opens, or at the end.
+    settled = info.rounds[:-1] if info.state == RUNNING else info.rounds
+    for each in settled:
         if each.ended_at_ms and each.round_id not in told:
             told.add(each.round_id)
             examples, seconds, metrics, lost = _details(each)
