@@ -15,7 +15,7 @@ from itertools import pairwise
 WIDTH, HEIGHT = 640.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 40.0
 COLOURS = 6
-_TEXT_WIDTH = 6.2  # of one character at the axis' font size
+_TEXT_WIDTH = 6.8  # of one character at the axis' font size
 _BAR_SHARE = 0.68  # of a category's width
 _GAP = 1.0  # between the pieces of a stacked bar
 
@@ -272,7 +272,7 @@ def _labels(
     if not names:
         return []
     room = (centres[1] - centres[0]) if len(centres) > 1 else WIDTH
-    longest = max(len(name) for name in names) * _TEXT_WIDTH + 6
+    longest = max(len(name) for name in names) * _TEXT_WIDTH + 8
     step = max(1, math.ceil(longest / room))
     label = [Text(LEFT - 8, y, axis, "end")] if axis else []
     return [*label, *(Text(centres[i], y, names[i]) for i in range(0, len(names), step))]

@@ -20,6 +20,7 @@ from fedless.protocol.errors import Code, LocalError
 
 Round = Mapping[str, Any]
 SUMMARY, ROUNDS, REPORT = "summary.json", "rounds.jsonl", "report.html"
+PHASES = ("wake", "train", "unmask", "aggregate", "commit", "evaluate")  # one after another; others come last
 _MB = 1e6
 
 
@@ -102,9 +103,12 @@ def _lines(
 
 
 def _phases(rounds: Sequence[Round]) -> Figure | None:
-    names = _keys(rounds, "phases_ms")
+    known = _keys(rounds, "phases_ms")
+    names = sorted(known, key=lambda name: (PHASES.index(name) if name in PHASES else len(PHASES), name))
     series = {name: [entry["phases_ms"].get(name, 0.0) / 1000 for entry in rounds] for name in names}
-    caption = "Seconds of each round by the aggregator's phase; phases follow one another."
+    caption = (
+        "Seconds by the aggregator's phase, one after another; evaluation follows the round's new model."
+    )
     return (
         charts.bars("Time per phase of a round", caption, _numbers(rounds), series, unit="s")
         if series
@@ -149,7 +153,7 @@ def _starts(rounds: Sequence[Round]) -> Figure | None:
 def _participation(rounds: Sequence[Round]) -> Figure | None:
     names = _clients(rounds)
     cells = {name: [entry["clients"].get(name, {}).get("outcome", "") for entry in rounds] for name in names}
-    caption = "What became of each client in each round; empty: not selected."
+    caption = "What became of each client in each round; empty: not selected, or never heard of."
     if not names:
         return None
     return charts.matrix("Participation", caption, _numbers(rounds), cells, {"reported": "s1"})
@@ -176,8 +180,8 @@ def _numbers(rounds: Sequence[Round]) -> list[str]:
 
 
 def _keys(rounds: Sequence[Round], table: str) -> list[str]:
-    """All keys of that table over the rounds, in order of appearance."""
-    return list(dict.fromkeys(key for entry in rounds for key in entry[table]))
+    """All keys of that table over the rounds, sorted."""
+    return sorted({key for entry in rounds for key in entry[table]})
 
 
 def _clients(rounds: Sequence[Round]) -> list[str]:

@@ -30,7 +30,7 @@ from fedless.experiments.measures import Participation, round_record, run_figure
 from fedless.experiments.operator import Connect, Operator
 from fedless.experiments.partition import divide
 from fedless.experiments.progress import Progress
-from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest, Model
 
 MODEL = "model.f32"
@@ -83,7 +83,11 @@ def _run_once(
     source = manifest.data_mounts[0] if manifest.data_mounts else "default"
     try:
         with LocalFleet(state, devices, connect, source=source, logs=folder / "logs") as fleet:
-            summary = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
+            try:
+                summary = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
+            except PeerError:
+                fleet.children.check()  # a process that died is the better explanation
+                raise
     finally:
         if not keep:
             shutil.rmtree(state, ignore_errors=True)
@@ -101,8 +105,9 @@ def _prepare(experiment: Experiment, seed: int, manifest: Manifest) -> tuple[lis
     _check_names(manifest.model, split)
     parts = divide(experiment.partition, split.train[experiment.data.label], experiment.clients, seed)
     kinds = [group.kind for group in experiment.groups for _ in range(group.count)]
+    digits = len(str(len(kinds)))
     devices = [
-        Device(f"{kind}-{number:03d}", datasets.to_npz(datasets.take(split.train, part)))
+        Device(f"{kind}-{number:0{digits}d}", datasets.to_npz(datasets.take(split.train, part)))
         for number, (kind, part) in enumerate(zip(kinds, parts, strict=True), 1)
     ]
     return devices, datasets.to_npz(split.test)
