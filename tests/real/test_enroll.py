@@ -1,0 +1,251 @@
+"""Enrolling against the aggregator's real enrollment port with a fake authority behind it: claims, attacks, power cuts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from aggregator.front import Front
+from edge_runtime.enroll import clock_complaint, enroll
+from edge_runtime.keystore import Keystore
+from fedless.protocol import identity, wire
+from fedless.protocol.claim import Claim, authority_digest, secret_text
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Endpoints, Mode
+from fedless.v1 import enrollment_pb2_grpc
+from tests.edge_fleet import Authority, Fleet, Refusing
+
+pytestmark = pytest.mark.real
+ROOT = Path(__file__).parents[2]
+SECRET = secret_text(bytes(range(16)))
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from edge_runtime.enroll import enroll
+
+def observe(step):
+    if step == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+enroll(Path(sys.argv[1]), sys.stdin.read(), observe=observe)
+"""
+
+
+class EnrollmentPort(enrollment_pb2_grpc.EnrollmentServicer):
+    """The port of a claim: `/ca.pem` and Enroll. The claim is bound to the first key that uses it."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.served_pem = fleet.authority.pem
+        self.issued: dict[bytes, Any] = {}
+        self.forge: Callable[[Any], Any] = lambda reply: reply
+        self._loop = asyncio.new_event_loop()
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        self.port = 0
+
+    def start(self) -> None:
+        enrollment_pb2_grpc.add_EnrollmentServicer_to_server(self, self._server)
+        pair = self.fleet.authority.pair(identity.Role.AGGREGATOR, "main")
+        inner = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        self._server.start()
+        self._front = Front(self.served_pem, 50, 50)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        started = asyncio.run_coroutine_threadsafe(self._front.start("127.0.0.1", 0, inner), self._loop)
+        self.port = started.result(10)
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+        asyncio.run_coroutine_threadsafe(self._front.stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def claim(self) -> str:
+        return Claim(f"127.0.0.1:{self.port}", authority_digest(self.fleet.authority.der), SECRET).text
+
+    def Enroll(self, request: Any, context: Any) -> Any:
+        with Refusing(context):
+            asked = wire.enroll_request_from_pb(request)
+            if asked.secret != SECRET:
+                raise PeerError(Code.CLAIM_UNKNOWN)
+            key = identity.check_csr(asked.csr_der)
+            public = identity.public_der(key)
+            if self.issued and public not in self.issued:
+                raise PeerError(Code.CLAIM_USED)
+            if public not in self.issued:
+                places = Endpoints(("127.0.0.1:7443",), ("127.0.0.1:8883",), (f"127.0.0.1:{self.port}",))
+                self.issued[public] = self.fleet.enrollment("device-1", key, places)
+            return wire.enrollment_to_pb(self.forge(self.issued[public]))
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def port(fleet: Fleet) -> Iterator[EnrollmentPort]:
+    port = EnrollmentPort(fleet)
+    port.start()
+    yield port
+    port.stop()
+
+
+def test_claim_becomes_an_identity(port: EnrollmentPort, tmp_path: Path) -> None:
+    joined = enroll(tmp_path / "state", port.claim)
+    assert (joined.fleet, joined.client_id) == ("testing", "device-1")
+    assert abs(joined.clock_ahead_ms) < 5000
+    found = Keystore(tmp_path / "state").load()
+    assert found.client_id == "device-1"
+    assert found.policy.modes == {Mode.PLAIN}
+    assert Keystore(tmp_path / "state").open_files() == []
+    with pytest.raises(LocalError) as caught:
+        enroll(tmp_path / "state", port.claim)
+    assert caught.value.code is Code.STATE_EXISTS
+
+
+@pytest.mark.parametrize("step", ["key_made", "authority_checked", "answered", "stored"])
+def test_power_cut_in_the_middle_costs_nothing(port: EnrollmentPort, tmp_path: Path, step: str) -> None:
+    state = tmp_path / "state"
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(state), step], input=port.claim.encode(), cwd=ROOT, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    key = (state / "identity" / "key.pem").read_bytes()
+    if step == "stored":
+        assert Keystore(state).load().client_id == "device-1"
+    else:
+        assert not Keystore(state).enrolled
+        enroll(state, port.claim)
+    assert (state / "identity" / "key.pem").read_bytes() == key
+    assert len(port.issued) == 1, "the same key got the same certificate"
+
+
+def test_claim_used_with_another_key_is_refused(port: EnrollmentPort, tmp_path: Path) -> None:
+    enroll(tmp_path / "one", port.claim)
+    with pytest.raises(PeerError) as caught:
+        enroll(tmp_path / "two", port.claim)
+    assert caught.value.code is Code.CLAIM_USED
+    assert not Keystore(tmp_path / "two").enrolled
+
+
+def test_mistyped_claim_is_refused_without_a_call(port: EnrollmentPort, tmp_path: Path) -> None:
+    with pytest.raises(PeerError) as caught:
+        enroll(tmp_path / "state", port.claim.replace(SECRET[:4], "aaaa"))
+    assert caught.value.code is Code.CLAIM_MALFORMED
+    assert SECRET[4:] not in str(caught.value)
+    assert not (tmp_path / "state").exists()
+
+
+def test_foreign_authority_at_the_address_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    """Somebody in between serves an authority of his own."""
+    port = EnrollmentPort(fleet)
+    port.served_pem = Authority(fleet.name).pem
+    port.start()
+    try:
+        with pytest.raises(PeerError) as caught:
+            enroll(tmp_path / "state", port.claim)
+    finally:
+        port.stop()
+    assert caught.value.code is Code.CLAIM_FOREIGN
+    assert port.issued == {}, "the secret was not sent"
+
+
+@pytest.mark.parametrize("forgery", ["another_key", "another_authority", "another_name", "no_keys"])
+def test_answer_that_does_not_fit_is_refused(port: EnrollmentPort, tmp_path: Path, forgery: str) -> None:
+    from dataclasses import replace
+
+    other = Fleet(port.fleet.name)
+
+    def forge(reply: Any) -> Any:
+        key = identity.new_key().public_key()
+        if forgery == "another_key":
+            return replace(port.fleet.enrollment("device-1", key, reply.endpoints))
+        if forgery == "another_authority":
+            return replace(reply, chain_der=other.enrollment("device-1", key, reply.endpoints).chain_der)
+        if forgery == "another_name":
+            return replace(reply, client_id="device-2")
+        return replace(reply, ticket_keys=())
+
+    port.forge = forge
+    with pytest.raises(PeerError):
+        enroll(tmp_path / "state", port.claim)
+    assert not Keystore(tmp_path / "state").enrolled
+
+
+def test_aggregator_that_is_not_there_is_named(
+    port: EnrollmentPort, tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.enroll.BUDGET_S", 0.3)
+    claim = Claim(f"127.0.0.1:{free_port()}", authority_digest(port.fleet.authority.der), SECRET).text
+    with pytest.raises(PeerError) as caught:
+        enroll(tmp_path / "state", claim)
+    assert caught.value.code is Code.AGGREGATOR_UNREACHABLE
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_clock_past_the_certificates_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock a year ahead looks, to TLS, like a server certificate that has ended."""
+    monkeypatch.setattr("edge_runtime.enroll.BUDGET_S", 1.0)
+    fleet = Fleet("expired")
+    fleet.authority.until = datetime.now(UTC) - timedelta(days=1)
+    port = EnrollmentPort(fleet)
+    port.start()
+    try:
+        with pytest.raises(LocalError) as caught:
+            enroll(tmp_path / "state", port.claim)
+    finally:
+        port.stop()
+    assert caught.value.code is Code.CLOCK_WRONG
+    assert "Set the clock" in str(caught.value)
+
+
+def test_new_enrollment_keeps_what_the_owner_demands(port: EnrollmentPort, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    state = tmp_path / "state"
+    enroll(state, port.claim)
+    keys = Keystore(state)
+    keys.set_policy(replace(keys.load().policy, minimum_cohort=33))
+    port.issued.clear()
+    enroll(state, port.claim, again=True)
+    assert keys.load().policy.minimum_cohort == 33
+
+
+@pytest.mark.parametrize(("ahead_ms", "words"), [(0, ""), (-30_000, ""), (366 * 86_400_000, "366 days ahead"), (-7_200_000, "120 minutes behind")])  # fmt: skip
+def test_clock_complaint(ahead_ms: int, words: str) -> None:
+    assert words in clock_complaint(ahead_ms)
+    assert bool(clock_complaint(ahead_ms)) == bool(words)
+
+
+def test_command_takes_the_claim_from_stdin_and_from_a_file_and_never_shows_it(
+    port: EnrollmentPort, tmp_path: Path
+) -> None:
+    state, file = tmp_path / "state", tmp_path / "claim"
+    file.write_text(port.claim + "\n")
+    command = [sys.executable, "-m", "edge_runtime.cli", "enroll", "--state", str(state)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.run(command, input=port.claim, text=True, capture_output=True, env=environment, timeout=60)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == "Enrolled as device-1 in fleet testing.\n"
+    second = subprocess.run(
+        [*command, "--claim", str(file)], text=True, capture_output=True, env=environment, timeout=60
+    )
+    assert second.returncode == 1
+    assert second.stderr.startswith("fedless-edge: There is something here already")
+    assert SECRET not in first.stdout + first.stderr + second.stdout + second.stderr
+    assert (state / "edge.toml").exists()
