@@ -48,7 +48,11 @@ def test_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("FEDLESS__LISTEN__FLEET_PORT", "9443")
     monkeypatch.setenv("FEDLESS__LISTEN__HOSTS", '["a.example", "b.example"]')
     listen = load(written(tmp_path, LEAST)).listen
-    assert (listen.fleet_port, listen.hosts, listen.enrollment_port) == (9443, ("a.example", "b.example"), 7444)
+    assert (listen.fleet_port, listen.hosts, listen.enrollment_port) == (
+        9443,
+        ("a.example", "b.example"),
+        7444,
+    )
 
 
 def test_unknown_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
