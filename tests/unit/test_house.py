@@ -121,7 +121,7 @@ def test_forbidden_words() -> None:
 
 # This machine's paths, package registries and their download addresses; this file names them and is left out.
 FORBIDDEN_PLACES = re.compile(
-    r"(?<![\w.])/(?:work|opt|root)/\w|/tmp/\w"
+    r"(?<![\w.])/(?:work|opt|root)/\w|/tmp/(?:bash_jobs|pytest-of)"
     r"|\b(?:pypi|pythonhosted|npmjs|deb\.debian)\.(?:org|io|com)\b"
 )
 ALLOWED_PLACES = re.compile(r"/opt/fedless|/opt/venv|/opt/aws")  # paths on devices and in function containers
