@@ -107,6 +107,11 @@ def nothing_announced(state: State, event: e.ClientEvent) -> bool:
     return state.members[event.client_id].header is None
 
 
+def only_damaged_on_the_way(_state: State, event: e.ReportSpoiled) -> bool:
+    """The bytes are not those that were announced, which may be as good as any."""
+    return event.code is Code.WRONG_DIGEST
+
+
 def not_finite_before(state: State, event: e.ClientEvent) -> bool:
     """The announced bytes came before and held NaN or infinite numbers."""
     return state.members[event.client_id].loss == Code.NOT_FINITE.value

@@ -167,8 +167,13 @@ def count_and_wait(round_: Round, event: e.ReportArrived, now: int) -> list[e.Ef
     return [*effects, e.SetTimer(state.grace_until_ms, e.GraceEnded())]
 
 
+def drop(round_: Round, event: e.ReportSpoiled, _now: int) -> list[e.Effect]:
+    """Drops bytes that are not the announced ones; those may still come."""
+    return [e.DropUpload(event.client_id), refuse(round_.state, event, event.code)]
+
+
 def spoil(round_: Round, event: e.ReportSpoiled, now: int) -> list[e.Effect]:
-    """Drops the bytes; the client is lost unless it can send the announced ones after all."""
+    """Drops the bytes; the client is lost, since the announced ones are no update."""
     member = round_.state.members[event.client_id]
     round_.put(replace(member, stage=Stage.LOST, loss=event.code.value, settled_at_ms=now))
     return [e.DropUpload(event.client_id), refuse(round_.state, event, event.code)]
@@ -261,6 +266,7 @@ TABLE: tuple[Transition, ...] = (
     Transition(_COLLECTING, e.ReportArrived, g.reaches_minimum, count_and_wait, Phase.GRACE),
     Transition(OPEN, e.ReportArrived, g.always, count, None),
     Transition(OPEN, e.ReportSpoiled, g.already_counted, nothing, None),
+    Transition(OPEN, e.ReportSpoiled, g.only_damaged_on_the_way, drop, None),
     Transition(_COLLECTING, e.ReportSpoiled, g.leaves_too_few, spoil, Phase.ABANDONED),
     Transition(_GRACE, e.ReportSpoiled, g.leaves_nobody_outstanding, spoil, Phase.COMMITTING),
     Transition(OPEN, e.ReportSpoiled, g.always, spoil, None),
