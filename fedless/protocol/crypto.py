@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     Item = int | bytes | str | Sequence["Item"]
 
 P256Public = ec.EllipticCurvePublicKey
+P256Private = ec.EllipticCurvePrivateKey
 """The public key of a client's certificate; the name spares others an import of `cryptography`."""
 VERSION = b"fedless-sa1/"
 KEY_BYTES = 32
@@ -244,6 +245,17 @@ def ecdsa_verify(public: ec.EllipticCurvePublicKey, signature: bytes, message: b
 def p256_private(scalar: int) -> ec.EllipticCurvePrivateKey:
     """The P-256 private key with this number, for test vectors; real keys come from `identity`."""
     return ec.derive_private_key(scalar, ec.SECP256R1())
+
+
+def p256_from_pem(pem: bytes) -> P256Private:
+    """The private key in a P-256 PKCS#8 PEM. `LocalError(STATE_CORRUPT)` for anything else."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise LocalError(Code.STATE_CORRUPT, "Expected a P-256 key in PEM.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise LocalError(Code.STATE_CORRUPT, "Expected a P-256 key; found one of another kind.")
+    return key
 
 
 def p256_public(der: bytes) -> ec.EllipticCurvePublicKey:

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64less/v1/helper.proto\x12\nfedless.v1\"v\n\x0cHelperMember\x12\x17\n\x0f\x63\x65rtificate_der\x18\x01 \x01(\x0c\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x15\n\rreport_sha256\x18\x03 \x01(\x0c\x12\x10\n\x08\x65nvelope\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x86\x01\n\nCloseChunk\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\x0c\x12\x0b\n\x03prg\x18\x02 \x01(\t\x12\x11\n\tword_bits\x18\x03 \x01(\r\x12\r\n\x05words\x18\x04 \x01(\x04\x12\r\n\x05n_max\x18\x05 \x01(\r\x12)\n\x07members\x18\x06 \x03(\x0b\x32\x18.fedless.v1.HelperMember\"/\n\x0cMaskSumChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x32G\n\x06Helper\x12=\n\x05\x43lose\x12\x16.fedless.v1.CloseChunk\x1a\x18.fedless.v1.MaskSumChunk(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64less/v1/helper.proto\x12\nfedless.v1\"+\n\nCloseChunk\x12\x0c\n\x04open\x18\x01 \x01(\x0c\x12\x0f\n\x07reports\x18\x02 \x03(\x0c\"V\n\x0cMaskSumChunk\x12\x0c\n\x04head\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12*\n\x07refused\x18\x03 \x03(\x0b\x32\x19.fedless.v1.RefusedReport\"0\n\rRefusedReport\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t2G\n\x06Helper\x12=\n\x05\x43lose\x12\x16.fedless.v1.CloseChunk\x1a\x18.fedless.v1.MaskSumChunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedless.v1.helper_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HELPERMEMBER']._serialized_start=39
-  _globals['_HELPERMEMBER']._serialized_end=157
-  _globals['_CLOSECHUNK']._serialized_start=160
-  _globals['_CLOSECHUNK']._serialized_end=294
-  _globals['_MASKSUMCHUNK']._serialized_start=296
-  _globals['_MASKSUMCHUNK']._serialized_end=343
-  _globals['_HELPER']._serialized_start=345
-  _globals['_HELPER']._serialized_end=416
+  _globals['_CLOSECHUNK']._serialized_start=39
+  _globals['_CLOSECHUNK']._serialized_end=82
+  _globals['_MASKSUMCHUNK']._serialized_start=84
+  _globals['_MASKSUMCHUNK']._serialized_end=170
+  _globals['_REFUSEDREPORT']._serialized_start=172
+  _globals['_REFUSEDREPORT']._serialized_end=220
+  _globals['_HELPER']._serialized_start=222
+  _globals['_HELPER']._serialized_end=293
 # @@protoc_insertion_point(module_scope)

@@ -19,76 +19,30 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class HelperMember(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CERTIFICATE_DER_FIELD_NUMBER: _builtins.int
-    CLIENT_ID_FIELD_NUMBER: _builtins.int
-    REPORT_SHA256_FIELD_NUMBER: _builtins.int
-    ENVELOPE_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    certificate_der: _builtins.bytes
-    client_id: _builtins.str
-    report_sha256: _builtins.bytes
-    """32 bytes"""
-    envelope: _builtins.bytes
-    """HPKE: encapsulated key and ciphertext of the 32-byte seed"""
-    signature: _builtins.bytes
-    """DER, by the certificate's key"""
-    def __init__(
-        self,
-        *,
-        certificate_der: _builtins.bytes = ...,
-        client_id: _builtins.str = ...,
-        report_sha256: _builtins.bytes = ...,
-        envelope: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_der", b"certificate_der", "client_id", b"client_id", "envelope", b"envelope", "report_sha256", b"report_sha256", "signature", b"signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___HelperMember: _TypeAlias = HelperMember  # noqa: Y015
-
-@_typing.final
 class CloseChunk(_message.Message):
+    """The messages in bytes are dataclasses of fedless.protocol.secagg.helper_messages in the encoding of its codec
+    (docs/security.md has the tables).
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    CONTEXT_FIELD_NUMBER: _builtins.int
-    PRG_FIELD_NUMBER: _builtins.int
-    WORD_BITS_FIELD_NUMBER: _builtins.int
-    WORDS_FIELD_NUMBER: _builtins.int
-    N_MAX_FIELD_NUMBER: _builtins.int
-    MEMBERS_FIELD_NUMBER: _builtins.int
-    context: _builtins.bytes
-    """-- in the first chunk
-    32 bytes
-    """
-    prg: _builtins.str
-    """"aes" or "chacha" """
-    word_bits: _builtins.int
-    """16 or 32"""
-    words: _builtins.int
-    n_max: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
+    open: _builtins.bytes
+    """HelperOpen; in the first chunk only"""
     @_builtins.property
-    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___HelperMember]:
-        """-- in every chunk"""
+    def reports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """HelperReport each, at most 1000 in a chunk"""
 
     def __init__(
         self,
         *,
-        context: _builtins.bytes = ...,
-        prg: _builtins.str = ...,
-        word_bits: _builtins.int = ...,
-        words: _builtins.int = ...,
-        n_max: _builtins.int = ...,
-        members: _abc.Iterable[Global___HelperMember] | None = ...,
+        open: _builtins.bytes = ...,
+        reports: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "members", b"members", "n_max", b"n_max", "prg", b"prg", "word_bits", b"word_bits", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,24 +50,55 @@ Global___CloseChunk: _TypeAlias = CloseChunk  # noqa: Y015
 
 @_typing.final
 class MaskSumChunk(_message.Message):
+    """Either all chunks carry the sum, or the first and only one says which reports keep the set from being closed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
+    HEAD_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    head: _builtins.bytes
+    """MaskSum; in the first chunk only"""
     data: _builtins.bytes
-    """little-endian words"""
-    signature: _builtins.bytes
-    """in the last chunk, DER, by the helper's certificate key"""
+    """the sum's little-endian words, at most 1 MiB"""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedReport]:
+        """the aggregator may ask again without these"""
+
     def __init__(
         self,
         *,
+        head: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
+        refused: _abc.Iterable[Global___RefusedReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "head", b"head", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MaskSumChunk: _TypeAlias = MaskSumChunk  # noqa: Y015
+
+@_typing.final
+class RefusedReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    code: _builtins.str
+    """the value of fedless.protocol.errors.Code"""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "code", b"code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedReport: _TypeAlias = RefusedReport  # noqa: Y015

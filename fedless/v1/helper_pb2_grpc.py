@@ -45,7 +45,8 @@ class HelperServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Close(self, request_iterator, context):
-        """The sum of the mask streams of a set that is large enough; once per context.
+        """The sum of the mask streams of a set that is large enough; once per context. A repeat of the same set
+        gets the same answer, another set for the same context is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

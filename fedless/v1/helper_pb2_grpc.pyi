@@ -32,13 +32,17 @@ class HelperStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HelperAsyncStub: ...
     Close: _grpc.StreamStreamMultiCallable[_helper_pb2.CloseChunk, _helper_pb2.MaskSumChunk]
-    """The sum of the mask streams of a set that is large enough; once per context."""
+    """The sum of the mask streams of a set that is large enough; once per context. A repeat of the same set
+    gets the same answer, another set for the same context is refused.
+    """
 
 @_typing.type_check_only
 class HelperAsyncStub(HelperStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Close: _aio.StreamStreamMultiCallable[_helper_pb2.CloseChunk, _helper_pb2.MaskSumChunk]  # type: ignore[assignment]
-    """The sum of the mask streams of a set that is large enough; once per context."""
+    """The sum of the mask streams of a set that is large enough; once per context. A repeat of the same set
+    gets the same answer, another set for the same context is refused.
+    """
 
 class HelperServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -47,6 +51,8 @@ class HelperServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_helper_pb2.CloseChunk],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_helper_pb2.MaskSumChunk], _abc.AsyncIterator[_helper_pb2.MaskSumChunk]]:
-        """The sum of the mask streams of a set that is large enough; once per context."""
+        """The sum of the mask streams of a set that is large enough; once per context. A repeat of the same set
+        gets the same answer, another set for the same context is refused.
+        """
 
 def add_HelperServicer_to_server(servicer: HelperServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

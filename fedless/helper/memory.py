@@ -1,0 +1,165 @@
+"""What the helper never forgets: closed rounds, used seeds, and who was summed over which model.
+
+SQLite with a full sync at every commit: what is answered was recorded before. One process at a time holds the
+directory; one thread at a time uses the connection. Only hashes of seeds are kept, and a seed for the noise of
+each closed round, so that a repeat gets the same answer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.secagg.helper import Closed, Closing, RefusedReports, repeats
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS closed (
+    context BLOB PRIMARY KEY, set_digest BLOB NOT NULL, noise_seed BLOB NOT NULL, closed_at_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seeds (mark BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted (
+    model BLOB NOT NULL, client_id TEXT NOT NULL, PRIMARY KEY (model, client_id)
+) WITHOUT ROWID;
+"""
+_PARAMETERS = 500
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A closed round, and when it was closed (Unix ms)."""
+
+    closed: Closed
+    at_ms: int
+
+
+class Memory:
+    """The helper's state directory, held by this process until `close`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or make it. Raises `LocalError` STATE_LOCKED, STATE_MISSING or STATE_CORRUPT."""
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LocalError(Code.STATE_MISSING, f"{error}.", fix="Check state.directory.") from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock_file)
+            detail = f"Another helper holds {directory}."
+            raise LocalError(Code.STATE_LOCKED, detail, fix="Stop it first.") from error
+        self._thread_lock = threading.Lock()
+        self._connection = self._open(directory / "helper.db")
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        path.touch(mode=0o600)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            os.close(self._lock_file)
+            detail = f"{path}: {error}. Without it an earlier round could be closed again."
+            raise LocalError(
+                Code.STATE_CORRUPT, detail, fix="Restore it, or make a new helper key."
+            ) from error
+        return connection
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        with self._thread_lock:
+            self._connection.close()
+            os.close(self._lock_file)
+
+    def remembered(self, context: bytes) -> Remembered | None:
+        """What is known of a context, if it was closed."""
+        with self._transaction() as connection:
+            return self._remembered(connection, context)
+
+    def record(self, closing: Closing, noise_seed: bytes, at_ms: int) -> Closed | RefusedReports:
+        """Record a set before it is answered, unless something in it was summed before.
+
+        The same set again gives what was recorded first. Raises `LocalError(INTERNAL)` if the context was closed
+        with another set meanwhile (`close_set` refuses that before).
+        """
+        with self._transaction() as connection:
+            known = self._remembered(connection, closing.context)
+            if known is not None:
+                if known.closed.set_digest != closing.set_digest:
+                    raise LocalError(Code.INTERNAL, "A context was closed twice at once.")
+                return known.closed
+            refused = repeats(closing, self._used(connection, closing), self._counted(connection, closing))
+            if refused is not None:
+                return refused
+            closed = Closed(closing.set_digest, noise_seed)
+            row = (closing.context, closed.set_digest, noise_seed, at_ms)
+            connection.execute("INSERT INTO closed VALUES (?, ?, ?, ?)", row)
+            connection.executemany("INSERT INTO seeds VALUES (?)", [(mark,) for mark in closing.seed_marks])
+            counted = [(closing.model_mark, client_id) for client_id in closing.client_ids]
+            connection.executemany("INSERT INTO counted VALUES (?, ?)", counted)
+            return closed
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._thread_lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @staticmethod
+    def _remembered(connection: sqlite3.Connection, context: bytes) -> Remembered | None:
+        query = "SELECT set_digest, noise_seed, closed_at_ms FROM closed WHERE context = ?"
+        row = connection.execute(query, (context,)).fetchone()
+        return None if row is None else Remembered(Closed(row[0], row[1]), row[2])
+
+    @staticmethod
+    def _used(connection: sqlite3.Connection, closing: Closing) -> frozenset[bytes]:
+        found: set[bytes] = set()
+        for part in _parts(closing.seed_marks):
+            query = f"SELECT mark FROM seeds WHERE mark IN ({_marks(part)})"  # noqa: S608 - question marks only
+            found |= {row[0] for row in connection.execute(query, part)}
+        return frozenset(found)
+
+    @staticmethod
+    def _counted(connection: sqlite3.Connection, closing: Closing) -> frozenset[str]:
+        found: set[str] = set()
+        for part in _parts(closing.client_ids):
+            query = f"SELECT client_id FROM counted WHERE model = ? AND client_id IN ({_marks(part)})"  # noqa: S608
+            found |= {row[0] for row in connection.execute(query, (closing.model_mark, *part))}
+        return frozenset(found)
+
+
+def _parts(values: tuple[T, ...]) -> Iterable[tuple[T, ...]]:
+    """Slices that SQLite takes as parameters of one statement."""
+    return (values[at : at + _PARAMETERS] for at in range(0, len(values), _PARAMETERS))
+
+
+def _marks(part: tuple[object, ...]) -> str:
+    return ", ".join("?" * len(part))
