@@ -1,10 +1,11 @@
 """The fork server of a function version: inside its sandbox, imported once, one fork for each invocation.
 
-Started by `warm` as `python -m edge_runtime.forkserver --fd N` with a SEQPACKET socket. A message `fork` brings three
-descriptors: the instance's link (`jobs.py`), its output, and its lifeline. The child serves the link as a fresh
-`trainer` would; it ends when the lifeline's other end is closed, and its exit status (as `os.waitstatus_to_exitcode`,
-i32) is written there. The server ends when its own socket closes, and takes all children along. It has one thread and
-runs no function's code.
+Started by `warm` as `python -m edge_runtime.forkserver --fd N [--scratch DIR]` with a SEQPACKET socket. A message
+`fork` brings three descriptors: the instance's link (`jobs.py`), its output, and its lifeline. The child serves the
+link as a fresh `trainer` would; it ends when the lifeline's other end is closed, and its exit status (as
+`os.waitstatus_to_exitcode`, i32) is written there. The server ends when its own socket closes, and takes all children
+along. It has one thread and runs no function's code. What instances leave in their scratch folder is removed when the
+last of them has ended.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import contextlib
 import gc
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_runtime import trainer
 from edge_runtime.process import FORK, READY, STATUS
@@ -36,8 +39,10 @@ class _Child:
 class Server:
     """Forks on request until its control socket closes."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, scratch: str = "") -> None:
         self._control = control
+        self._scratch = scratch
+        self._kept = frozenset(Path(scratch).iterdir() if scratch else ())  # mount points
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, None)
@@ -116,6 +121,16 @@ class Server:
         child.lifeline.close()
         os.close(child.watch)
         del self._children[child.pid]
+        if self._scratch and not self._children:
+            self._clean()
+
+    def _clean(self) -> None:
+        for path in set(Path(self._scratch).iterdir()) - self._kept:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _end(self) -> None:
         for child in list(self._children.values()):
@@ -125,15 +140,13 @@ class Server:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m edge_runtime.forkserver --fd N`."""
-    flag, number = arguments
-    if flag != "--fd":
-        sys.exit("usage: python -m edge_runtime.forkserver --fd N")
-    with socket.socket(fileno=int(number)) as control:
+    """`python -m edge_runtime.forkserver --fd N [--scratch DIR]`."""
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    with socket.socket(fileno=int(given["--fd"])) as control:
         gc.collect()
         gc.freeze()  # or the collector would touch, and so copy, every object's page in each child
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            Server(control).run()
+            Server(control, given.get("--scratch", "")).run()
     return 0
 
 

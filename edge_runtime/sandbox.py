@@ -71,12 +71,12 @@ def command(inner: Sequence[str], space: Space, *, ends_with_parent: bool = True
     arguments += ["--die-with-parent"] if ends_with_parent else []
     for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         arguments += _system_folder(Path(folder))
+    arguments += ["--size", str(max(space.scratch_mb, 1) << 20), "--tmpfs", SCRATCH]  # a path may lie beneath
     for path in _outermost(
         (*confine.runtime_paths(), *confine.system_paths(network=space.network), *space.read)
     ):
         arguments += ["--ro-bind", path, path]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(max(space.scratch_mb, 1) << 20)]
-    arguments += ["--tmpfs", SCRATCH, "--remount-ro", "/dev", "--remount-ro", "/"]
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--remount-ro", "/"]
     return [*arguments, "--", *inner]
 
 

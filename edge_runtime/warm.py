@@ -38,6 +38,7 @@ class ForkServer:
         with theirs:
             command = [python, "-P", "-m", "edge_runtime.forkserver", "--fd", str(theirs.fileno())]
             if space is not None:  # the server sees its socket close when we die, so it needs no other watch
+                command += ["--scratch", sandbox.SCRATCH]
                 command = sandbox.command(command, space, ends_with_parent=False)
             try:
                 process = Child(command, theirs.fileno(), environment())
