@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES
@@ -21,9 +21,26 @@ from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
 
 TASK_BYTES_MAX = 256 * 1024
+NAME_MAX = 48
+"""The run's id is the name and a few characters, and an id has at most 64."""
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(ge=0.0, le=1e6)]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}, found {value[:64]!r}")
+        return value
+
+    return check
+
+
+def _run_name(value: str) -> str:
+    if not ID.fullmatch(value) or len(value) > NAME_MAX:
+        raise ValueError(f"expected 1 to {NAME_MAX} characters a-z, 0-9 and '-', found {value[:64]!r}")
+    return value
 
 
 class _Section(BaseModel):
@@ -42,7 +59,7 @@ class CohortSettings(_Section):
     fraction: Fraction | None = None
     minimum_reports: int = Field(0, ge=0, le=100_000)
     over_selection: float = Field(1.3, ge=1.0, le=10.0)
-    selection: str = "uniform"
+    selection: Annotated[str, AfterValidator(_one_of(SELECTIONS))] = "uniform"
     wait_s: int = Field(600, ge=0, le=604_800)
 
     @model_validator(mode="after")
@@ -51,8 +68,6 @@ class CohortSettings(_Section):
             raise ValueError("expected either size (clients) or fraction (of the eligible ones)")
         if self.size and self.minimum_reports > self.size:
             raise ValueError(f"minimum_reports {self.minimum_reports} is above size {self.size}")
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"selection: expected one of {', '.join(SELECTIONS)}, found {self.selection!r}")
         return self
 
     def goal(self, eligible: int) -> int:
@@ -122,12 +137,12 @@ class StopSettings(_Section):
 class TaskSettings(_Section):
     """A whole task file. Names of files are relative to it; the command line resolves them."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_run_name)]
     function: FileName
     initial: FileName = ""
     test_set: str = Field("", max_length=1024)
-    mode: Mode = Field(Mode.PLAIN, strict=False)
-    strategy: str = "fedavg"
+    mode: Annotated[str, AfterValidator(_one_of([Mode.PLAIN.value]))] = Mode.PLAIN.value
+    strategy: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = "fedavg"
     rounds: int = Field(ge=1, le=1_000_000)
     cohort: CohortSettings
     round: RoundSettings = RoundSettings()
@@ -137,15 +152,7 @@ class TaskSettings(_Section):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
-        problems = []
-        if not ID.fullmatch(self.name) or len(self.name) > 48:  # noqa: PLR2004  (the run's id is the name and more)
-            problems.append(f"name: expected 1 to 48 characters a-z, 0-9 and '-', found {self.name[:64]!r}")
-        if self.strategy not in STRATEGIES:
-            problems.append(f"strategy: expected one of {', '.join(STRATEGIES)}, found {self.strategy!r}")
-        else:
-            problems += STRATEGIES[self.strategy].complaints(self.client.rule())
-        if self.mode is not Mode.PLAIN:
-            problems.append(f"mode: expected plain, found {self.mode.value}")
+        problems = STRATEGIES[self.strategy].complaints(self.client.rule())
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
             problems.append("stop.test_accuracy: expected a test_set and evaluation.central_every above 0")
         if problems:
@@ -158,7 +165,7 @@ class TaskSettings(_Section):
             name=self.name,
             bundle_digest=bundle_digest,
             parameters=parameters,
-            mode=self.mode,
+            mode=Mode(self.mode),
             rule=self.client.rule(),
             max_examples=self.client.max_examples,
             holdout=self.client.holdout,

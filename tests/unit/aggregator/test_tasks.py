@@ -1,0 +1,117 @@
+"""Task files: every field is documented, every mistake is told, all at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from aggregator import tasks
+from fedless.protocol import wire
+from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.messages import Mode, Optimizer
+
+SAMPLE = Path(__file__).parents[3] / "deploy" / "samples" / "task.toml"
+GOOD = 'name = "a-task"\nfunction = "a.bundle"\nrounds = 3\n[cohort]\nsize = 10\n'
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(LocalError) as failure:
+        tasks.parse(text)
+    assert failure.value.code is Code.CONFIG_INVALID
+    return failure.value.detail
+
+
+def fields(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += fields(inner, f"{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def test_the_sample_names_every_field_with_its_default() -> None:
+    text = SAMPLE.read_text()
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace("fraction = 0.1", "")
+    told = tasks.parse(uncommented)
+    for path in fields(tasks.TaskSettings):
+        table, _, name = path.rpartition(".")
+        section = text if not table else text[text.index(f"[{table}]") :]
+        assert re.search(rf"^(# )?{name} = ", section, flags=re.MULTILINE), f"{path} is not in the sample"
+    default = tasks.parse(GOOD)
+    assert told.round == default.round
+    assert told.evaluation == default.evaluation
+    assert told.cohort.over_selection == default.cohort.over_selection
+    assert tasks.load(SAMPLE).client.learning_rate == 0.001
+
+
+def test_several_mistakes_are_told_at_once() -> None:
+    said = complaint(
+        'name = "A Task"\nfunction = "a.bundle"\nrounds = "three"\nroundz = 3\nstrategy = "fedfoo"\n'
+        '[cohort]\nsize = -1\nselection = "psychic"\n[client]\noptimizer = "lion"\nlearning_rate = "fast"\n'
+    )
+    for line in (
+        "name: expected 1 to 48 characters a-z, 0-9 and '-', found 'A Task'",
+        "rounds: expected a valid integer, found 'three'",
+        "roundz: unknown key",
+        "strategy: expected one of fedavg, fedprox, found 'fedfoo'",
+        "cohort.size: expected greater than or equal to 0, found '-1'",
+        "cohort.selection: expected one of uniform, found 'psychic'",
+        "client.optimizer: expected 'sgd', 'momentum' or 'adam', found 'lion'",
+        "client.learning_rate: expected a valid number, found 'fast'",
+    ):
+        assert line in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("size = 10", ""), "expected either size (clients) or fraction"),
+        (("size = 10", "size = 10\nfraction = 0.5"), "expected either size (clients) or fraction"),
+        (("size = 10", "size = 10\nminimum_reports = 11"), "minimum_reports 11 is above size 10"),
+        (("rounds = 3", ""), "rounds: missing"),
+        (("rounds = 3", 'rounds = 3\nmode = "pairwise"'), "mode: expected one of plain"),
+        (("rounds = 3", 'rounds = 3\nstrategy = "fedprox"'), "client.proximal_mu: expected a number above 0"),
+        (("size = 10", "size = 10\n[client]\nproximal_mu = 0.1"), "use fedprox"),
+        (("size = 10", "size = 10\n[stop]\ntest_accuracy = 0.9"), "stop.test_accuracy: expected a test_set"),
+        (("size = 10", "size = 10\n[client]\nlearning_rate = nan"), "client.learning_rate"),
+        (("size = 10", "size = 1.5"), "cohort.size"),
+        (("name", "name ="), "is not TOML"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(change: tuple[str, str], said: str) -> None:
+    assert said in complaint(GOOD.replace(*change, 1))
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="cannot be read") as failure:
+        tasks.load(tmp_path / "absent.toml")
+    assert failure.value.code is Code.CONFIG_INVALID
+
+
+def test_a_huge_file_is_refused() -> None:
+    assert "at most" in complaint(GOOD + "#" * tasks.TASK_BYTES_MAX)
+
+
+def test_cohort_sizes() -> None:
+    cohort = tasks.parse(GOOD).cohort
+    assert (cohort.goal(1000), cohort.minimum(10), cohort.selected(10)) == (10, 8, 13)
+    cohort = tasks.parse(GOOD.replace("size = 10", "fraction = 0.1\nover_selection = 1.0")).cohort
+    assert (cohort.goal(95), cohort.minimum(10), cohort.selected(10)) == (10, 8, 10)
+    cohort = tasks.parse(GOOD.replace("size = 10", "fraction = 0.1\nminimum_reports = 5")).cohort
+    assert (cohort.goal(20), cohort.minimum(5)) == (5, 5), "the wished minimum is never lowered"
+
+
+def test_what_clients_get() -> None:
+    text = (
+        GOOD + '[client]\noptimizer = "adam"\nlearning_rate = 0.001\nlocal_epochs = 2\nmax_examples = 500\n'
+    )
+    task = tasks.parse(text).task(bytes(32), 582_026)
+    assert wire.task_from_bytes(wire.task_to_bytes(task)) == task
+    assert (task.mode, task.rule.optimizer, task.rule.local_epochs) == (Mode.PLAIN, Optimizer.ADAM, 2)
+    assert (task.parameters, task.max_examples) == (582_026, 500)
