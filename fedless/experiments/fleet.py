@@ -137,6 +137,8 @@ class LocalFleet:
 
     def _enroll(self) -> None:
         """Each device gets its claim through standard input and its settings and examples as files."""
+        if not self.devices:
+            return
         operator = self.operator()
         claims = operator.issue_claims([device.client_id for device in self.devices])
 
