@@ -77,7 +77,7 @@ class Evaluator:
             threads=min(os.cpu_count() or 1, THREADS_MAX),
             memory_mb=MEMORY_MB,
         )
-        instance = await asyncio.to_thread(Instance.start)
+        instance = Instance.start()  # a few ms, here: in a thread it would be lost when this is cancelled
         try:
             outcome = await asyncio.to_thread(instance.run, job, timeout_ms=TIMEOUT_MS)
         finally:
