@@ -93,8 +93,8 @@ class Outcome:
 
     `payload` is raw little-endian float32: the update's delta [P] after `train`, the outputs after `infer`
     (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
-    counts distinct examples, `sums` are over them
-    (`loss`, `correct`, ...; after `train`: of the last local epoch, before each step).
+    counts distinct examples, `steps` those of the optimiser, `sums` are over the examples (`loss`, `correct`,
+    ...; after `train`: of the last local epoch, before each step).
     """
 
     examples: int

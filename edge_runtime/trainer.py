@@ -11,20 +11,19 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import confine, joblink
+from edge_runtime import confine, joblink, loops
 from edge_runtime.data import Dataset, DataSource, open_dataset
 from edge_runtime.jobs import Job, JobKind, Part, frame
-from edge_runtime.optimizers import LocalOptimizer, Vector
+from edge_runtime.optimizers import Vector
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
-from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Input, Label, Manifest, Model, parse_bytes
+from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, Model, parse_bytes
 
 try:
     from ai_edge_litert.interpreter import Interpreter
@@ -33,19 +32,6 @@ except ImportError:
         from tflite_runtime.interpreter import Interpreter
     except ImportError:
         Interpreter = None
-
-Emit = Callable[[Mapping[str, object]], None]
-_PROGRESS_MS = 500.0
-
-
-@dataclass
-class _Result:
-    examples: int
-    steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
-    payload: memoryview = field(default_factory=lambda: memoryview(b""))
-    timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 class Graph:
@@ -77,25 +63,7 @@ class Graph:
         return outputs
 
 
-class _Feed:
-    """The batch arrays that go into the graph, made once and filled again for every step."""
-
-    def __init__(self, model: Model, dataset: Dataset, *, labels: bool) -> None:
-        self._dataset = dataset
-        specs: list[Input | Label] = [*model.inputs, *(model.labels if labels else ())]
-        self.arrays = {spec.name: np.zeros((model.batch, *spec.shape), spec.dtype) for spec in specs}
-        self.weight: NDArray[np.float32] = np.zeros(model.batch, np.float32)
-        if labels:
-            self.arrays["weight"] = self.weight
-
-    def fill(self, indices: NDArray[np.intp]) -> None:
-        """The examples at `indices`, at most a batch; rows after them are zero and have weight 0."""
-        self._dataset.fill(indices, self.arrays)
-        self.weight[: indices.size] = 1.0
-        self.weight[indices.size :] = 0.0
-
-
-def run(job: Job, emit: Emit) -> _Result:
+def run(job: Job, emit: loops.Emit) -> loops.Result:
     """Do the job. Raises `FedlessError` with the code of what went wrong."""
     clock = _Clock()
     directory = Path(job.function_dir)
@@ -112,14 +80,14 @@ def run(job: Job, emit: Emit) -> _Result:
     clock.lap("data_ms")
     graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
     start = _parameters(Path(job.parameters), model)
-    feed = _Feed(model, dataset, labels=labels)
+    work = loops.Work(model, graph, loops.Feed(model, dataset, labels=labels), indices, start)
     clock.lap("load_ms")
     if job.kind is JobKind.TRAIN:
-        result = _train(job, _Training(model, graph, feed, indices, start), emit)
+        result = loops.train(work, job.rule, emit)
     elif job.kind is JobKind.EVALUATE:
-        result = _evaluate(model, graph, feed, indices, start)
+        result = loops.evaluate(work)
     else:
-        result = _infer(model, graph, feed, indices, start)
+        result = loops.infer(work)
     clock.lap(f"{job.kind}_ms")
     result.timings_ms = clock.laps
     return result
@@ -133,13 +101,13 @@ def _confine(job: Job, manifest: Manifest) -> None:
         _limit_memory(job.memory_mb or manifest.memory_mb)
 
 
-def _invoke(job: Job, manifest: Manifest) -> _Result:
+def _invoke(job: Job, manifest: Manifest) -> loops.Result:
     from edge_runtime import handler  # noqa: PLC0415  (training needs none of it)
 
     clock = _Clock()
     answer = handler.serve(job, manifest)
     clock.lap("invoke_ms")
-    return _Result(0, payload=memoryview(answer), timings_ms=clock.laps)
+    return loops.Result(0, payload=memoryview(answer), timings_ms=clock.laps)
 
 
 def _dataset(job: Job, model: Model, *, labels: bool) -> Dataset:
@@ -153,122 +121,6 @@ def _dataset(job: Job, model: Model, *, labels: bool) -> Dataset:
         return Dataset({name: np.asarray(rows) for name, rows in inputs.items()}, model, labels=labels)
     except ValueError as error:  # rows of different lengths
         raise LocalError(Code.DATA_SHAPE, f"The inputs are no arrays: {str(error)[:200]}.") from None
-
-
-@dataclass(frozen=True)
-class _Training:
-    model: Model
-    graph: Graph
-    feed: _Feed
-    indices: NDArray[np.intp]
-    start: Vector
-
-
-def _train(job: Job, training: _Training, emit: Emit) -> _Result:
-    """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first."""
-    rule, model, count = job.rule, training.model, training.indices.size
-    weights = training.start.copy()
-    optimizer = LocalOptimizer(rule, training.start)
-    random = np.random.Generator(np.random.PCG64(rule.seed))
-    noise = _Noise(model, rule.seed)
-    per_epoch = -(-count // model.batch)
-    total = min(rule.max_steps or per_epoch * rule.local_epochs, per_epoch * rule.local_epochs)
-    reporter = _Reporter(emit, total)
-    loss_sum = 0.0
-    order = training.indices
-    for step in range(total):
-        at = step % per_epoch * model.batch
-        if at == 0:
-            order, loss_sum = random.permutation(training.indices), 0.0
-        batch = order[at : at + model.batch]
-        training.feed.fill(batch)
-        outputs = training.graph(params=weights, **training.feed.arrays, **noise.draw())
-        gradient, loss = _gradient(outputs, model)
-        loss_sum += loss * batch.size
-        optimizer.step(weights, gradient)
-        reporter.step(step + 1, step // per_epoch + 1, loss)
-    weights -= training.start
-    if not np.isfinite(np.dot(weights, weights)):
-        raise PeerError(
-            Code.NOT_FINITE,
-            f"After {total} steps the weights hold NaN or infinite numbers.",
-            fix="Lower the task's learning rate.",
-        )
-    return _Result(count, total, {"loss": loss_sum}, weights.shape, weights.data.cast("B"))
-
-
-def _gradient(outputs: Mapping[str, NDArray[Any]], model: Model) -> tuple[Vector, float]:
-    gradient, loss = outputs.get("grad"), outputs.get("loss")
-    if gradient is None or loss is None or gradient.shape != (model.parameters,):
-        raise PeerError(
-            Code.MODEL_NOT_PORTABLE,
-            f"The signature grad must return grad f32[{model.parameters}] and loss f32[1]; "
-            f"it returns {', '.join(f'{name} {list(value.shape)}' for name, value in outputs.items())}.",
-        )
-    return gradient, float(loss[0])
-
-
-def _evaluate(
-    model: Model, graph: Graph, feed: _Feed, indices: NDArray[np.intp], parameters: Vector
-) -> _Result:
-    """Sums over the examples: `loss` and the manifest's metrics."""
-    names = {"loss": "loss_sum", **{metric: metric for metric in model.metrics}}
-    sums = dict.fromkeys(names, 0.0)
-    steps = 0
-    for at in range(0, indices.size, model.batch):
-        feed.fill(indices[at : at + model.batch])
-        outputs = graph(params=parameters, **feed.arrays)
-        for name, output in names.items():
-            sums[name] += float(outputs[output][0])
-        steps += 1
-    if not np.isfinite(list(sums.values())).all():
-        raise PeerError(Code.NOT_FINITE, "The evaluation gave NaN or infinite numbers.")
-    return _Result(indices.size, steps, sums)
-
-
-def _infer(model: Model, graph: Graph, feed: _Feed, indices: NDArray[np.intp], parameters: Vector) -> _Result:
-    """The graph's `outputs` float32[N, ...], in the order of the data."""
-    rows = []
-    for at in range(0, indices.size, model.batch):
-        batch = indices[at : at + model.batch]
-        feed.fill(batch)
-        rows.append(graph(params=parameters, **feed.arrays)["outputs"][: batch.size])
-    outputs = np.ascontiguousarray(np.concatenate(rows), "<f4")
-    return _Result(indices.size, len(rows), {}, outputs.shape, outputs.data.cast("B"))
-
-
-class _Noise:
-    """The random inputs that the manifest declares (dropout masks); they are no secret."""
-
-    def __init__(self, model: Model, seed: int) -> None:
-        self._specs = [
-            (spec.name, (model.batch, *spec.shape), np.float32(spec.keep)) for spec in model.randomness
-        ]
-        self._random = np.random.Generator(np.random.PCG64([seed, 1]))
-
-    def draw(self) -> dict[str, NDArray[np.float32]]:
-        """New masks for one step: 1/keep with probability keep, else 0."""
-        return {
-            name: (self._random.random(shape, np.float32) < keep).astype(np.float32) / keep
-            for name, shape, keep in self._specs
-        }
-
-
-class _Reporter:
-    """Events while training: the first step at once, progress at most every half second and at the end."""
-
-    def __init__(self, emit: Emit, total: int) -> None:
-        self._emit, self._total = emit, total
-        self._last_ms = 0.0
-
-    def step(self, step: int, epoch: int, loss: float) -> None:
-        """Called after each optimiser step."""
-        now_ms = time.monotonic() * 1000
-        if step == 1:
-            self._emit({"event": "first_step", "monotonic_ms": now_ms, "wall_ms": round(time.time() * 1000)})
-        if now_ms - self._last_ms >= _PROGRESS_MS or step == self._total:
-            self._last_ms = now_ms
-            self._emit({"event": "progress", "epoch": epoch, "step": step, "of": self._total, "loss": loss})
 
 
 class _Clock:
@@ -360,7 +212,7 @@ def _failed(code: Code, detail: str, fix: str = "") -> dict[str, object]:
     return {"event": "failed", "code": code.value, "detail": detail[:1000], "fix": fix}
 
 
-def _done(result: _Result) -> dict[str, object]:
+def _done(result: loops.Result) -> dict[str, object]:
     return {
         "event": "done",
         "examples": int(result.examples),

@@ -1,0 +1,181 @@
+"""What a job does with the graph: loops over batches, in numpy, for one data set and one parameter vector.
+
+Called by `trainer`, which has the process around it: here are no files, no sockets and no runtime. A graph is
+a callable from named arrays to named arrays (training.md, section 1); a last, partial batch is padded with
+examples of weight 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.data import Dataset
+from edge_runtime.optimizers import LocalOptimizer, Vector
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.manifest import Input, Label, Model
+from fedless.protocol.messages import ClientRule
+
+Emit = Callable[[Mapping[str, object]], None]
+Graph = Callable[..., Mapping[str, NDArray[Any]]]
+_PROGRESS_MS = 500.0
+
+
+@dataclass
+class Result:
+    """As `jobs.Outcome`; `payload` is a view of raw bytes."""
+
+    examples: int
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    payload: memoryview = field(default_factory=lambda: memoryview(b""))
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Feed:
+    """The batch arrays that go into the graph, made once and filled again for every step."""
+
+    def __init__(self, model: Model, dataset: Dataset, *, labels: bool) -> None:
+        self._dataset = dataset
+        specs: list[Input | Label] = [*model.inputs, *(model.labels if labels else ())]
+        self.arrays = {spec.name: np.zeros((model.batch, *spec.shape), spec.dtype) for spec in specs}
+        self.weight: NDArray[np.float32] = np.zeros(model.batch, np.float32)
+        if labels:
+            self.arrays["weight"] = self.weight
+
+    def fill(self, indices: NDArray[np.intp]) -> None:
+        """The examples at `indices`, at most a batch; rows after them are zero and have weight 0."""
+        self._dataset.fill(indices, self.arrays)
+        self.weight[: indices.size] = 1.0
+        self.weight[indices.size :] = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a loop works on: `indices` of the data set in `feed`, and the model's `parameters`, float32[P]."""
+
+    model: Model
+    graph: Graph
+    feed: Feed
+    indices: NDArray[np.intp]
+    parameters: Vector
+
+    def batches(self) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
+        """The graph's outputs on one batch after another, each with the number of examples in it."""
+        for at in range(0, self.indices.size, self.model.batch):
+            batch = self.indices[at : at + self.model.batch]
+            self.feed.fill(batch)
+            yield batch.size, self.graph(params=self.parameters, **self.feed.arrays)
+
+
+def train(work: Work, rule: ClientRule, emit: Emit) -> Result:
+    """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first.
+
+    `sums` has the loss of the last local epoch, before each step; of a part of it, if `max_steps` ended it.
+    Raises `PeerError(NOT_FINITE)` if training diverged.
+    """
+    model, count = work.model, work.indices.size
+    weights = work.parameters.copy()
+    optimizer = LocalOptimizer(rule, work.parameters)
+    random = np.random.Generator(np.random.PCG64(rule.seed))
+    noise = _Noise(model, rule.seed)
+    per_epoch = -(-count // model.batch)
+    total = min(rule.max_steps or per_epoch * rule.local_epochs, per_epoch * rule.local_epochs)
+    reporter = _Reporter(emit, total)
+    loss_sum, seen = 0.0, 0
+    order = work.indices
+    for step in range(total):
+        at = step % per_epoch * model.batch
+        if at == 0:
+            order, loss_sum, seen = random.permutation(work.indices), 0.0, 0
+        batch = order[at : at + model.batch]
+        work.feed.fill(batch)
+        outputs = work.graph(params=weights, **work.feed.arrays, **noise.draw())
+        gradient, loss = _gradient(outputs, model)
+        loss_sum, seen = loss_sum + loss * batch.size, seen + batch.size
+        optimizer.step(weights, gradient)
+        reporter.step(step + 1, step // per_epoch + 1, loss)
+    weights -= work.parameters
+    if not np.isfinite(np.dot(weights, weights)):
+        raise PeerError(
+            Code.NOT_FINITE,
+            f"After {total} steps the weights hold NaN or infinite numbers.",
+            fix="Lower the task's learning rate.",
+        )
+    return Result(count, total, {"loss": loss_sum * count / seen}, weights.shape, weights.data.cast("B"))
+
+
+def _gradient(outputs: Mapping[str, NDArray[Any]], model: Model) -> tuple[Vector, float]:
+    gradient, loss = _output(outputs, "grad"), _output(outputs, "loss")
+    if gradient.shape != (model.parameters,):
+        raise PeerError(
+            Code.MODEL_NOT_PORTABLE,
+            f"The graph must return grad [{model.parameters}]; it returns {list(gradient.shape)}.",
+        )
+    return gradient, float(loss[0])
+
+
+def evaluate(work: Work) -> Result:
+    """Sums over the examples: `loss` and the manifest's metrics. Raises `PeerError(NOT_FINITE)`."""
+    names = {"loss": "loss_sum", **{metric: metric for metric in work.model.metrics}}
+    sums = dict.fromkeys(names, 0.0)
+    for _, outputs in work.batches():
+        for name, output in names.items():
+            sums[name] += float(_output(outputs, output)[0])
+    if not np.isfinite(list(sums.values())).all():
+        raise PeerError(Code.NOT_FINITE, "The evaluation gave NaN or infinite numbers.")
+    return Result(work.indices.size, sums=sums)
+
+
+def infer(work: Work) -> Result:
+    """The graph's `outputs` float32[N, ...], in the order of the data."""
+    rows = [_output(outputs, "outputs")[:size] for size, outputs in work.batches()]
+    joined = np.ascontiguousarray(np.concatenate(rows), "<f4")
+    return Result(work.indices.size, shape=joined.shape, payload=joined.data.cast("B"))
+
+
+def _output(outputs: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in outputs:
+        found = ", ".join(f"{other} {list(value.shape)}" for other, value in outputs.items())
+        raise PeerError(Code.MODEL_NOT_PORTABLE, f"The graph must return {name}; it returns {found}.")
+    return outputs[name]
+
+
+class _Noise:
+    """The random inputs that the manifest declares (dropout masks); they are no secret."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        self._specs = [
+            (spec.name, (model.batch, *spec.shape), np.float32(spec.keep)) for spec in model.randomness
+        ]
+        self._random = np.random.Generator(np.random.PCG64([seed, 1]))
+
+    def draw(self) -> dict[str, NDArray[np.float32]]:
+        """New masks for one step: 1/keep with probability keep, else 0."""
+        return {
+            name: (self._random.random(shape, np.float32) < keep).astype(np.float32) / keep
+            for name, shape, keep in self._specs
+        }
+
+
+class _Reporter:
+    """Events while training: the first step at once, progress at most every half second and at the end."""
+
+    def __init__(self, emit: Emit, total: int) -> None:
+        self._emit, self._total = emit, total
+        self._last_ms = 0.0
+
+    def step(self, step: int, epoch: int, loss: float) -> None:
+        """Called after each optimiser step."""
+        now_ms = time.monotonic() * 1000
+        if step == 1:
+            self._emit({"event": "first_step", "monotonic_ms": now_ms, "wall_ms": round(time.time() * 1000)})
+        if now_ms - self._last_ms >= _PROGRESS_MS or step == self._total:
+            self._last_ms = now_ms
+            self._emit({"event": "progress", "epoch": epoch, "step": step, "of": self._total, "loss": loss})
