@@ -83,4 +83,6 @@ async def test_a_cancelled_evaluation_leaves_no_process(tmp_path: Path) -> None:
     judging.cancel()
     with pytest.raises(asyncio.CancelledError):
         await judging
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    async with asyncio.timeout(10):  # the kill is sent; the process ends when the kernel comes to it
+        while any(child.is_running() for child in children):
+            await asyncio.sleep(0.01)
