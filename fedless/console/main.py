@@ -37,7 +37,7 @@ COMMANDS = {
     "run": Command("run", "Start, watch and stop training runs."),
     "model": Command("model", "Take trained models out."),
     "function": Command("function", "Build, sign and show functions.", "authoring"),
-    "helper": Command("helper", "Run the second party of helper mode."),
+    "helper": Command("helper", "Run the second party of helper mode.", "helper"),
     "experiment": Command("experiment", "Run a whole fleet on this machine."),
 }
 

@@ -331,6 +331,7 @@ LOADERS = {
     "experiment": ("fedless.experiments.config", "load"),
     "task": ("aggregator.tasks", "load"),
     "function": ("fedless.protocol.manifest", "parse_bytes"),
+    "helper": ("fedless.helper.config", "load"),
 }
 
 

@@ -24,7 +24,16 @@ from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, He
 from fedless.protocol.secagg.messages import Inbox, Roster, RoundOpen, UnmaskRequest
 from tests.secagg_fleet import NOW_MS, Fleet, verify_aggregator, verify_member
 from tests.vectors import make_vectors
-from tests.vectors.make_vectors import ABSENT_FROM_REPORTS, ABSENT_FROM_SHARES, FILES, from_json
+from tests.vectors.helper_mode import HELPER_PRIVATE
+from tests.vectors.jsonable import from_json
+from tests.vectors.make_vectors import FILES
+from tests.vectors.pairwise import (
+    ABSENT_FROM_REPORTS,
+    ABSENT_FROM_SHARES,
+    ENCODING,
+    members_before_sharing,
+    update_words,
+)
 
 HERE = Path(__file__).parents[2] / "vectors"
 P = 2**256 + 297
@@ -227,7 +236,7 @@ def test_kept_envelopes_open_to_their_seeds() -> None:
 
 def fleet_before(step: str) -> Fleet:
     """The fleet of `pairwise.json`, up to the message that a bad vector replaces."""
-    fleet = make_vectors.members_before_sharing()
+    fleet = members_before_sharing()
     if step == "M1":
         return fleet
     for index in fleet.everyone:
@@ -239,10 +248,10 @@ def fleet_before(step: str) -> Fleet:
     for index in fleet.server.members:
         fleet.collect(index)
     if step == "M6":
-        round_ = fleet.open(make_vectors.ENCODING)
+        round_ = fleet.open(ENCODING)
         for index in fleet.server.members:
             if index != ABSENT_FROM_REPORTS:
-                round_ = fleet.report(round_, index, make_vectors.update_words(index))
+                round_ = fleet.report(round_, index, update_words(index))
     return fleet
 
 
@@ -278,7 +287,7 @@ def test_bad_message_is_refused_at_its_step(vector: dict[str, Any]) -> None:
 def test_bad_set_is_refused_by_the_helper(vector: dict[str, Any]) -> None:
     request = from_json(CloseRequest, vector["request"])
     rules = HelperRules(vector["minimum"])
-    private = make_vectors.HELPER_PRIVATE
+    private = HELPER_PRIVATE
     try:
         helper.check_request(request, rules, own_key=request.open.helper_key)
         decided = helper.close_set(
