@@ -1,6 +1,6 @@
-"""The agent: idles on MQTT, and starts a participant for each wake-up. Holds no crypto but TLS and imports no more
-than idling needs: ssl and paho.
+"""The agent: idles on MQTT, and starts a participant for each wake-up.
 
+It holds no crypto but TLS, and imports no more than idling needs: ssl and paho.
 Started by `fedless-edge run`, which has checked the configuration. One participant at a time; further wake-ups wait,
 unacknowledged and bounded (the broker is told so by MQTT's receive maximum). A wake-up is acknowledged when the
 participant has journaled it. The loop sleeps until something happens: a packet, a child's word, a signal, or the
@@ -19,6 +19,7 @@ import sys
 import time
 
 from edge_runtime.disk import write_whole
+from edge_runtime.handover import Child, Wake
 from edge_runtime.log import say
 from edge_runtime.wake import Allowance, WakeLine, jitter
 
@@ -30,73 +31,6 @@ KILL_S = 5.0
 ANSWER_S = 20.0
 BUSY_EXIT = 75
 FIRST_PAUSE_S = 1.0
-
-
-class Wake:
-    """A wake-up that waits or is being handled. `mid` is MQTT's packet id; None for a resumption of our own, or when
-    the connection that it came by is lost."""
-
-    __slots__ = ("data", "mid", "received", "starts")
-
-    def __init__(self, mid: int | None, data: bytes) -> None:
-        self.mid = mid
-        self.data = data
-        self.received = time.monotonic() * 1000
-        self.starts = 0
-
-
-class Child:
-    """The participant that runs: its process, and what it has said so far."""
-
-    def __init__(self, command: list[str], wake: Wake) -> None:
-        self.wake = wake
-        self.accepted = False
-        self.retry_ms = 0
-        self._said = b""
-        theirs_in, our_in = os.pipe()
-        our_out, theirs_out = os.pipe()
-        actions = [(os.POSIX_SPAWN_DUP2, theirs_in, 0), (os.POSIX_SPAWN_DUP2, theirs_out, 1)]
-        try:
-            self.pid = os.posix_spawn(
-                command[0], command, os.environ, file_actions=actions, setpgroup=0, setsigmask=()
-            )
-        finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
-        self.output = our_out
-        self.ended = os.pidfd_open(self.pid)
-        try:
-            os.write(our_in, wake.data)  # at most 4 KiB: a pipe takes them at once
-        except BrokenPipeError:
-            say("agent", "participant_gone", pid=self.pid)
-        os.close(our_in)
-
-    def listen(self) -> bool:
-        """Read what it says; False at the end."""
-        piece = os.read(self.output, 4096)
-        *lines, self._said = (self._said + piece).split(b"\n")
-        for line in lines:
-            word, _, rest = line.partition(b" ")
-            if word == b"accepted":
-                self.accepted = True
-            elif word == b"retry" and rest.isdigit():
-                self.retry_ms = int(rest)
-        return bool(piece)
-
-    def reap(self) -> int:
-        """It has ended: its exit status, or minus the signal."""
-        while self.listen():
-            continue
-        os.close(self.output)
-        os.close(self.ended)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def kill(self, number: int) -> None:
-        """Send a signal to it and its group."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return
 
 
 class Agent:
@@ -175,7 +109,9 @@ class Agent:
                 self._hear()
             elif key.data == "ended":
                 self._ended()
-        if self._line.socket is not None and (self._line.pending or any(key.data == "mqtt" for key, _ in found)):
+        if self._line.socket is not None and (
+            self._line.pending or any(key.data == "mqtt" for key, _ in found)
+        ):
             self._line.read()
         self._line.keep()
 
@@ -323,7 +259,12 @@ class Agent:
         if (now, reason) == self._told:
             return
         self._told = (now, reason)
-        say("agent", now, broker=reason if now == "connected" else "", why=reason if now == "disconnected" else "")
+        say(
+            "agent",
+            now,
+            broker=reason if now == "connected" else "",
+            why=reason if now == "disconnected" else "",
+        )
         at_ms, rss = time.time_ns() // 1_000_000, round(rss_mb(), 1)
         values = {"pid": os.getpid(), "state": now, "reason": reason, "at_ms": at_ms, "rss_mb": rss}
         try:
@@ -357,7 +298,7 @@ def _why(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop. `--state DIR --NAME NUMBER ... -- COMMAND ...`: settings, and what starts a participant."""
+    """Run until told to stop: `--state DIR --NAME NUMBER ... -- COMMAND ...`, the command starts a participant."""
     given = sys.argv[1:] if arguments is None else arguments
     cut = given.index("--")
     named = dict(zip(given[:cut:2], given[1:cut:2], strict=True))
@@ -368,7 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BlockingIOError:
         from fedless.protocol.errors import Code, LocalError
 
-        error = LocalError(Code.STATE_LOCKED, f"Another agent runs on {state}.", fix="Stop it, or use another --state.")
+        detail = f"Another agent runs on {state}."
+        error = LocalError(Code.STATE_LOCKED, detail, fix="Stop it, or use another --state.")
         sys.stderr.write(f"fedless-edge: {error}\n")
         return 1
     Agent(state, options, given[cut + 1 :]).run()

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Self
 
 from edge_runtime.disk import sync_folder
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -120,7 +121,7 @@ class Download:
         """Start over next time."""
         self._path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Download:
+    def __enter__(self) -> Self:
         """Itself."""
         return self
 

@@ -17,7 +17,10 @@ from fedless.protocol.errors import Code, FedlessError, LocalError
 
 DEFAULT_STATE = "/var/lib/fedless-edge"
 # The agent and the participant skip `site`: what it would add to the path is handed over, its memory is saved.
-_BOOT = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); sys.exit(__import__(m, fromlist='m').main())"
+_BOOT = (
+    "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); "
+    "sys.exit(__import__(m, fromlist='m').main())"
+)
 _LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -37,12 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     state = os.environ.get("FEDLESS_STATE", DEFAULT_STATE)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--state", type=Path, default=Path(state), metavar="DIR", help=f"state directory ({state})")
+    common.add_argument(
+        "--state", type=Path, default=Path(state), metavar="DIR", help=f"state directory ({state})"
+    )
     parser = argparse.ArgumentParser(prog="fedless-edge", description="A device of a fedless fleet.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     enroll = commands.add_parser("enroll", parents=[common], help="join a fleet with a claim")
-    enroll.add_argument("--claim", metavar="FILE", help="file with the claim; - or left out: standard input or a prompt")
+    enroll.add_argument(
+        "--claim", metavar="FILE", help="file with the claim; default: standard input, or a prompt"
+    )
     enroll.add_argument("--again", action="store_true", help="give up the identity that is here already")
     enroll.set_defaults(command=_enroll)
 
@@ -60,9 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     policy.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="for instance modes=plain,pairwise")
     policy.set_defaults(command=_policy)
 
-    data = commands.add_parser("data", help="this device's data").add_subparsers(required=True, metavar="COMMAND")
+    data = commands.add_parser("data", help="this device's data").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     check = data.add_parser("check", parents=[common], help="compare the data with a function's manifest")
-    check.add_argument("function", type=Path, metavar="FUNCTION", help="function.toml, or the folder that it is in")
+    check.add_argument(
+        "function", type=Path, metavar="FUNCTION", help="function.toml, or the folder that it is in"
+    )
     check.add_argument("--source", default="", metavar="NAME", help="only this data source")
     check.set_defaults(command=_data_check)
     return parser
@@ -85,7 +96,9 @@ def _claim(file: str | None) -> str:
         try:
             return Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise LocalError(Code.CLAIM_MALFORMED, f"{file} cannot be read ({type(error).__name__}).") from error
+            raise LocalError(
+                Code.CLAIM_MALFORMED, f"{file} cannot be read ({type(error).__name__})."
+            ) from error
     if sys.stdin.isatty():
         from getpass import getpass
 
@@ -103,11 +116,24 @@ def _run(given: argparse.Namespace) -> int:
     Keystore(given.state).load()
     settings = load(given.state / FILE).agent
     names = ("keepalive", "reconnect", "rate", "queue", "drain")
-    options = [text for name, value in zip(names, astuple(settings), strict=True) for text in (f"--{name}", str(value))]
+    options = [
+        text
+        for name, value in zip(names, astuple(settings), strict=True)
+        for text in (f"--{name}", str(value))
+    ]
     paths = ":".join(path for path in sys.path if path and Path(path).exists())
     start = [sys.executable, "-I", "-S", "-c", _BOOT, paths]
     state = str(given.state.absolute())
-    command = [*start, "edge_runtime.agent", "--state", state, *options, "--", *start, "edge_runtime.participant"]
+    command = [
+        *start,
+        "edge_runtime.agent",
+        "--state",
+        state,
+        *options,
+        "--",
+        *start,
+        "edge_runtime.participant",
+    ]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | _LEAN)  # noqa: S606 - no shell is wanted
 
@@ -142,7 +168,9 @@ def _policy(given: argparse.Namespace) -> int:
         try:
             keys.set_policy(policy_from(values))
         except (ValueError, TypeError) as error:
-            raise LocalError(Code.CONFIG_INVALID, f"policy: {error}.", fix="See `fedless-edge policy`.") from error
+            raise LocalError(
+                Code.CONFIG_INVALID, f"policy: {error}.", fix="See `fedless-edge policy`."
+            ) from error
     for name, value in values.items():
         print(f"{name} = {json.dumps(value)}")
     return 0
@@ -153,7 +181,9 @@ def _policy_value(name: str, text: str) -> object:
         return sorted(part.strip() for part in text.split(",") if part.strip())
     if name == "count_functions":
         if text not in ("true", "false"):
-            raise LocalError(Code.CONFIG_INVALID, f"policy: expected true or false for {name}, found {text!r}.")
+            raise LocalError(
+                Code.CONFIG_INVALID, f"policy: expected true or false for {name}, found {text!r}."
+            )
         return text == "true"
     return int(text) if text.isdecimal() else text
 
@@ -170,11 +200,15 @@ def _data_check(given: argparse.Namespace) -> int:
     except OSError as error:
         raise LocalError(Code.MANIFEST_INVALID, f"{path} cannot be read ({type(error).__name__}).") from error
     if manifest.model is None:
-        raise LocalError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model, so it needs no data.")
+        raise LocalError(
+            Code.MANIFEST_INVALID, f"The function {manifest.name} has no model, so it needs no data."
+        )
     config = load(given.state / FILE)
     sources = {given.source: config.source((given.source,))} if given.source else dict(config.data)
     if not sources:
-        raise LocalError(Code.DATA_MISSING, "No data source is described.", fix=f"Add [data.default] to {FILE}.")
+        raise LocalError(
+            Code.DATA_MISSING, "No data source is described.", fix=f"Add [data.default] to {FILE}."
+        )
     for name, source in sources.items():
         dataset = open_dataset(source, manifest.model, str(path.parent))
         print(f"{name}: {dataset.count} examples fit {manifest.name} version {manifest.version}.")

@@ -41,7 +41,9 @@ class Finding:
 
     def __str__(self) -> str:
         """One line."""
-        return f"{'ok  ' if self.well else 'BAD '} {self.what:<12} {self.found}" + (f" {self.fix}" if self.fix else "")
+        return f"{'ok  ' if self.well else 'BAD '} {self.what:<12} {self.found}" + (
+            f" {self.fix}" if self.fix else ""
+        )
 
 
 def well(what: str, found: str) -> Finding:
@@ -102,7 +104,9 @@ def _wheels() -> Finding:
             broken.append(f"{package} ({error})")
     if broken:
         return bad("wheels", f"Cannot import {'; '.join(broken)}.", "Install fedless[edge].")
-    return well("wheels", f"fedless {profile.version() or 'from sources'}, Python {platform.python_version()}")
+    return well(
+        "wheels", f"fedless {profile.version() or 'from sources'}, Python {platform.python_version()}"
+    )
 
 
 def _runtime() -> Finding:
@@ -163,7 +167,9 @@ def _certificate(own: Identity) -> Finding:
     left_days = (own.not_after_ms - unix_ms()) / DAY_MS
     if left_days <= 0:
         return bad(
-            "certificate", f"By this clock it ended {-left_days:.0f} days ago.", "Set the clock, or enroll again."
+            "certificate",
+            f"By this clock it ended {-left_days:.0f} days ago.",
+            "Set the clock, or enroll again.",
         )
     if left_days * DAY_MS < RENEW_BEFORE_MS:
         return bad("certificate", f"It ends in {left_days:.0f} days.", "Enroll again before that.")
@@ -205,7 +211,9 @@ def _broker(state: Path, own: Identity, address: str) -> Finding:
             version = secured.version()
     except (OSError, ValueError) as error:
         return bad(
-            "broker", f"{address}: {type(error).__name__}: {error}.", "Is it running, and may this device reach it?"
+            "broker",
+            f"{address}: {type(error).__name__}: {error}.",
+            "Is it running, and may this device reach it?",
         )
     return well("broker", f"{address} answers with {version}")
 

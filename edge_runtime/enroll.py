@@ -95,7 +95,9 @@ def clock_complaint(ahead_ms: int) -> str:
         if ahead_ms > 0
         else "Wake-ups past their deadline will not be recognised as such"
     )
-    return f"This device's clock is {amount} {side} the aggregator's. {trouble}: set the clock (`timedatectl`)."
+    return (
+        f"This device's clock is {amount} {side} the aggregator's. {trouble}: set the clock (`timedatectl`)."
+    )
 
 
 def _fetch_authority(address: str) -> tuple[bytes, int]:
@@ -116,7 +118,8 @@ def _fetch_authority(address: str) -> tuple[bytes, int]:
         connection.close()
     if response.status != http.client.OK:
         raise PeerError(
-            Code.CLAIM_FOREIGN, f"{address} answered {response.status} to GET {AUTHORITY_PATH}: no fedless authority."
+            Code.CLAIM_FOREIGN,
+            f"{address} answered {response.status} to GET {AUTHORITY_PATH}: no fedless authority.",
         )
     return body, _unix_ms(told)
 
@@ -133,7 +136,9 @@ def _exchange(
     except FedlessError as error:
         ahead = unix_ms() - their_ms if their_ms else 0
         if error.code in (Code.AGGREGATOR_UNREACHABLE, Code.CLOCK_WRONG) and abs(ahead) > DAY_MS:
-            raise LocalError(Code.CLOCK_WRONG, clock_complaint(ahead), fix="Then give the same claim again.") from error
+            raise LocalError(
+                Code.CLOCK_WRONG, clock_complaint(ahead), fix="Then give the same claim again."
+            ) from error
         raise
 
 

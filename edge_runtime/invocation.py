@@ -100,9 +100,13 @@ class Invocation:
             raise PeerError(Code.WRONG_DIGEST, "The task's bundle is not the one that the ticket names.")
         self.identity.policy.check_mode(task.mode)
         if task.mode is not Mode.PLAIN:
-            raise PeerError(Code.TICKET_NOT_ALLOWED, f"This runtime takes part in plain rounds, not {task.mode} ones.")
+            raise PeerError(
+                Code.TICKET_NOT_ALLOWED, f"This runtime takes part in plain rounds, not {task.mode} ones."
+            )
         if offer.encoding is not Encoding.FLOAT32:
-            raise PeerError(Code.WRONG_ENCODING, f"Expected float32 in a plain round, found {offer.encoding.name}.")
+            raise PeerError(
+                Code.WRONG_ENCODING, f"Expected float32 in a plain round, found {offer.encoding.name}."
+            )
         expected = 4 * task.parameters if ticket.kind is Kind.TRAIN else 0
         if offer.report_bytes != expected:
             detail = f"Expected a report of {expected} bytes, found {offer.report_bytes} asked for."
@@ -144,13 +148,21 @@ class Invocation:
             return part.finish()
 
     def _train(
-        self, ticket: Ticket, task: Task, unpacked: bundle.Unpacked, model: Path, until: float, timings: Timings
+        self,
+        ticket: Ticket,
+        task: Task,
+        unpacked: bundle.Unpacked,
+        model: Path,
+        until: float,
+        timings: Timings,
     ) -> Outcome:
         """Give the instance its job, bounded by the manifest's time and the round's deadline."""
         manifest = unpacked.manifest
         if manifest.model is None or manifest.model.parameters != task.parameters:
             found = "no model" if manifest.model is None else f"{manifest.model.parameters} parameters"
-            raise PeerError(Code.MANIFEST_INVALID, f"Expected a model of {task.parameters} parameters, found {found}.")
+            raise PeerError(
+                Code.MANIFEST_INVALID, f"Expected a model of {task.parameters} parameters, found {found}."
+            )
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
         limit_mb = self.config.limits.memory_mb
         job = Job(

@@ -155,7 +155,9 @@ def authority_fleet(authority_pem: bytes) -> tuple[bytes, str]:
         names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         common = str(names[0].value)
     except (ValueError, IndexError) as error:
-        raise PeerError(Code.CLAIM_FOREIGN, "What is served there is not an authority's certificate.") from error
+        raise PeerError(
+            Code.CLAIM_FOREIGN, "What is served there is not an authority's certificate."
+        ) from error
     if not common.startswith(_AUTHORITY_PREFIX):
         raise PeerError(Code.CLAIM_FOREIGN, "The certificate there is not that of a fleet's authority.")
     der = certificate.public_bytes(Encoding.DER)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 
@@ -183,7 +183,7 @@ class Link:
         """Close the channel."""
         self._channel.close()
 
-    def __enter__(self) -> Link:
+    def __enter__(self) -> Self:
         """Itself."""
         return self
 
@@ -251,9 +251,12 @@ class _Watch:
     def progress(self) -> None:
         """Something came or went."""
         self.end()
-        self._timer = threading.Timer(STALL_S, lambda: self.cancel())
+        self._timer = threading.Timer(STALL_S, self._give_up)
         self._timer.daemon = True
         self._timer.start()
+
+    def _give_up(self) -> None:
+        self.cancel()  # looked up now: an upload is known only after its first chunk was asked for
 
     def end(self) -> None:
         """The stream is over."""

@@ -1,4 +1,4 @@
-"""Finished reports that are not delivered yet: `DIR/outbox/<nonce>.report` with a row in the journal, and their delivery.
+"""Reports that are not delivered yet: `DIR/outbox/<nonce>.report` with a row in the journal, and their delivery.
 
 The participant stores a report completely (file synced, then the row) before its first byte is sent, and sends only
 those bytes for that round, however often the power fails. A report leaves when the aggregator has accepted it or has
@@ -31,7 +31,9 @@ class Outbox:
         self._limit_bytes = limit_bytes
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def store(self, ticket: Ticket, header: ReportHeader, payload: bytes | bytearray, now_ms: int) -> StoredReport:
+    def store(
+        self, ticket: Ticket, header: ReportHeader, payload: bytes | bytearray, now_ms: int
+    ) -> StoredReport:
         """Keep a finished report. Raises `LocalError(DISK_FULL)` if it does not fit even without late ones."""
         self._make_room(len(payload), now_ms)
         name = f"{ticket.nonce.hex()}.report"
@@ -88,7 +90,12 @@ class Outbox:
             if self._journal.outbox_bytes() + needed <= self._limit_bytes:
                 return
             if report.until_ms < now_ms:
-                self.end(report.nonce, Code.ROUND_CLOSED.value, "Its deadline is past, and room was needed.", now_ms)
+                self.end(
+                    report.nonce,
+                    Code.ROUND_CLOSED.value,
+                    "Its deadline is past, and room was needed.",
+                    now_ms,
+                )
         if self._journal.outbox_bytes() + needed > self._limit_bytes:
             detail = f"The outbox may hold {self._limit_bytes} bytes; the report has {needed}."
             raise LocalError(Code.DISK_FULL, detail, fix="Raise outbox_mb of [limits] in edge.toml.")

@@ -166,7 +166,14 @@ class Participant:
                 self.outbox.end(ticket.nonce, outcome, detail, self.now_ms())
                 self.observe("ended", ticket.round_id)
             said = outcome or "later"
-            say("participant", "round_ended", round=ticket.round_id, kind=ticket.kind.name, outcome=said, why=detail)
+            say(
+                "participant",
+                "round_ended",
+                round=ticket.round_id,
+                kind=ticket.kind.name,
+                outcome=said,
+                why=detail,
+            )
             if outcome:
                 self._tell(link, ticket, timings, outcome)
 
@@ -221,7 +228,8 @@ class Participant:
         with self._link(()) as link:
             for report in reports:
                 outcome, detail = self.outbox.deliver(link, report, self.now_ms(), 2.0)
-                say("participant", "report_offered", round=report.header.round_id, outcome=outcome or "later", why=detail)
+                said = outcome or "later"
+                say("participant", "report_offered", round=report.header.round_id, outcome=said, why=detail)
                 if not outcome:
                     if report.until_ms > self.now_ms():
                         self._again(_RETRY_MS)
@@ -268,7 +276,9 @@ def _check_kind(ticket: Ticket) -> None:
     from fedless.protocol.messages import Kind
 
     if ticket.kind not in (Kind.TRAIN, Kind.EVALUATE):
-        raise PeerError(Code.TICKET_NOT_ALLOWED, f"This runtime trains and evaluates; it cannot {ticket.kind.name}.")
+        raise PeerError(
+            Code.TICKET_NOT_ALLOWED, f"This runtime trains and evaluates; it cannot {ticket.kind.name}."
+        )
 
 
 def _with_clock_hint(error: PeerError) -> str:
@@ -329,7 +339,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str]) -> Mapping[str, str]:
     names, values = arguments[::2], arguments[1::2]
-    if len(names) != len(values) or "--state" not in names or any(not name.startswith("--") for name in names):
+    if (
+        len(names) != len(values)
+        or "--state" not in names
+        or any(not name.startswith("--") for name in names)
+    ):
         raise SystemExit(__doc__)
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 

@@ -96,7 +96,8 @@ def _locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError as error:
-        raise LocalError(Code.STATE_MISSING, f"{path} may not be read by this user.", fix="Run it as the agent's user.") from error
+        detail = f"{path} may not be read by this user."
+        raise LocalError(Code.STATE_MISSING, detail, fix="Run it as the agent's user.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

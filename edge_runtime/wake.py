@@ -17,6 +17,7 @@ from paho.mqtt.client import Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 SESSION_S = 7 * 24 * 3600
 WILL_DELAY_S = 5
@@ -175,7 +176,9 @@ class WakeLine:
                 found.close()
 
     def _new_client(self, fleet: FleetFile) -> Client:
-        client = Client(CallbackAPIVersion.VERSION2, client_id=fleet.client_id, protocol=MQTTv5, manual_ack=True)
+        client = Client(
+            CallbackAPIVersion.VERSION2, client_id=fleet.client_id, protocol=MQTTv5, manual_ack=True
+        )
         client.connect_timeout = CONNECT_S
         client.tls_set_context(tls_context(self._state, fleet.server_name))
         will = _properties(PacketTypes.WILLMESSAGE)
@@ -186,7 +189,9 @@ class WakeLine:
         client.on_message = self._message
         return client
 
-    def _connected(self, client: Client, _data: object, _flags: object, reason: Any, _properties: object) -> None:  # noqa: ANN401 - paho's
+    def _connected(
+        self, client: Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
+    ) -> None:
         if reason.value != _REASON_OK or self._fleet is None:
             self._refusal = f"refused by the broker: {reason}"  # which closes the connection next
             return
@@ -196,7 +201,9 @@ class WakeLine:
         host, port = self._fleet.brokers[(self._attempt - 1) % len(self._fleet.brokers)]
         self._on_change(True, f"{host}:{port}")  # noqa: FBT003 - a state, told by name in the callback
 
-    def _disconnected(self, _client: object, _data: object, _flags: object, reason: Any, _properties: object) -> None:  # noqa: ANN401 - paho's
+    def _disconnected(
+        self, _client: object, _data: object, _flags: object, reason: ReasonCode, _properties: object
+    ) -> None:
         self._client, self.connected = None, False
         why, self._refusal = self._refusal or str(reason), ""
         self._on_change(False, why)  # noqa: FBT003

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding as Form
 from edge_runtime.keystore import Keystore
 from fedless.protocol import bundle_format, identity, signed, wire
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE
 from fedless.protocol.messages import (
     ClientRule,
     Encoding,
@@ -40,7 +41,6 @@ from fedless.protocol.messages import (
     Task,
     Ticket,
 )
-from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE
 from fedless.protocol.secagg.policy import from_enrollment
 from fedless.v1 import enrollment_pb2_grpc, fleet_pb2, fleet_pb2_grpc, rounds_pb2, rounds_pb2_grpc
 
@@ -72,7 +72,9 @@ class Authority:
     def pair(self, role: identity.Role, name: str) -> tuple[bytes, bytes]:
         """Key and chain in PEM."""
         key = identity.new_key()
-        return identity.key_pem(key), self.issue(role, name, key.public_key()).public_bytes(Form.PEM) + self.pem
+        return identity.key_pem(key), self.issue(role, name, key.public_key()).public_bytes(
+            Form.PEM
+        ) + self.pem
 
 
 @dataclass
@@ -126,7 +128,9 @@ class Fleet:
             now_ms=now_ms(),
         )
 
-    def device(self, state: Path, client_id: str, fleet_port: int, mqtt_port: int = 1, examples: int = 40) -> Path:
+    def device(
+        self, state: Path, client_id: str, fleet_port: int, mqtt_port: int = 1, examples: int = 40
+    ) -> Path:
         """An enrolled device with random images as its data."""
         keys = Keystore(state)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -180,7 +184,10 @@ class FakeAggregator(
     def open(self, ticket: Ticket, task: Task, report_bytes: int | None = None) -> RoundHere:
         size = 4 * PARAMETERS if ticket.kind is Kind.TRAIN else 0
         here = RoundHere(
-            wire.task_to_bytes(task), size if report_bytes is None else report_bytes, ticket.nonce, ticket.not_after_ms
+            wire.task_to_bytes(task),
+            size if report_bytes is None else report_bytes,
+            ticket.nonce,
+            ticket.not_after_ms,
         )
         self.rounds[ticket.round_id] = here
         return here
@@ -220,7 +227,9 @@ class FakeAggregator(
             total = len(blob)
             for at in range(request.offset, total, PIECE):
                 self.before(f"chunk {at // PIECE}")
-                yield fleet_pb2.BlobChunk(data=blob[at : at + PIECE], total_bytes=total if at == request.offset else 0)
+                yield fleet_pb2.BlobChunk(
+                    data=blob[at : at + PIECE], total_bytes=total if at == request.offset else 0
+                )
 
     def BeginReport(self, request: Any, context: Any) -> rounds_pb2.ReportOffset:
         with self._call("begin_report", context):

@@ -53,9 +53,10 @@ def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
 
 def killed_at(step: str, state: Path, data: bytes) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(state), step], input=data, cwd=ROOT, timeout=60, capture_output=True
-    )
-    print(done.stderr.decode())
+        [sys.executable, "-c", SCRIPT, str(state), step], input=data, cwd=ROOT, timeout=60, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    sys.stderr.write(done.stderr.decode())
     return done.returncode
 
 
@@ -112,7 +113,10 @@ def test_power_cut_while_the_report_is_sent(fleet: Fleet, aggregator: FakeAggreg
     ticket = fleet.ticket(CLIENT, 1, task)
     aggregator.open(ticket, task)
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(state), "never"], stdin=subprocess.PIPE, cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SCRIPT, str(state), "never"],
+        stdin=subprocess.PIPE,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
     )
     aggregator.before = lambda call: process.kill() if call == "report_accepted" else None
     process.communicate(wake_bytes(ticket), timeout=60)

@@ -37,7 +37,15 @@ def test_several_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(LocalError) as caught:
         load(path, {})
     assert caught.value.code is Code.CONFIG_INVALID
-    for part in ("unknown", "limits.threads", "limits.cache_mb", "limits.colour", "agent.queue", "data.Bad", "tape"):
+    for part in (
+        "unknown",
+        "limits.threads",
+        "limits.cache_mb",
+        "limits.colour",
+        "agent.queue",
+        "data.Bad",
+        "tape",
+    ):
         assert part in caught.value.detail
     assert "data.good" in caught.value.detail
 

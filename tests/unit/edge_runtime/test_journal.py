@@ -20,6 +20,15 @@ def ticket(number: int, until_ms: int = 1000) -> Ticket:
     return Ticket("f", "c", digest, "run-1", number, Kind.TRAIN, digest, 1, digest, (), until_ms, nonce)
 
 
+def check(path: Path) -> None:
+    Journal.open(path).check()
+
+
+def fill(journal: Journal) -> None:
+    for number in range(2, 300):
+        journal.accept(ticket(number), b"x" * 4000, 1)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.db"
@@ -70,7 +79,9 @@ def test_nonces_are_kept_until_their_deadline_however_many_there_are(path: Path)
         journal.accept(ticket(number, until_ms=10 if number < 10 else 1000), b"", number)
         journal.end(ticket(number).nonce, "reported", "", number)
     journal.prune(now_ms=100)
-    assert journal.accept(ticket(1, 10), b"", 1), "past its deadline: forgotten, and refused as expired by then"
+    assert journal.accept(ticket(1, 10), b"", 1), (
+        "past its deadline: forgotten, and refused as expired by then"
+    )
     assert not journal.accept(ticket(10), b"", 1)
 
 
@@ -96,8 +107,7 @@ def test_damaged_journal_is_refused_with_what_to_do(path: Path, damage: str) -> 
         with sqlite3.connect(path) as db:
             db.execute("PRAGMA user_version = 99")
     with pytest.raises(LocalError) as caught:
-        found = Journal.open(path)
-        found.check()
+        check(path)
     assert caught.value.code is Code.STATE_CORRUPT
     assert caught.value.fix
 
@@ -107,8 +117,7 @@ def test_full_disk_has_a_name_and_nothing_is_lost(path: Path) -> None:
     journal.accept(ticket(1), b"", 1)
     journal._db.execute(f"PRAGMA max_page_count = {journal._db.execute('PRAGMA page_count').fetchone()[0]}")
     with pytest.raises(LocalError) as caught:
-        for number in range(2, 300):
-            journal.accept(ticket(number), b"x" * 4000, 1)
+        fill(journal)
     assert caught.value.code is Code.DISK_FULL
     assert [r.nonce for r in journal.open_rounds()][:1] == [ticket(1).nonce]
 

@@ -71,7 +71,13 @@ def test_policy_is_changed_on_the_device_and_survives(fleet: Fleet, tmp_path: Pa
 
 def test_policy_values_are_checked() -> None:
     assert policy_from(policy_values(Policy())) == Policy()
-    for wrong in ({"minimum_cohort": -1}, {"modes": ["loud"]}, {"modes": "plain"}, {"colour": 1}, {"trust": "x"}):
+    for wrong in (
+        {"minimum_cohort": -1},
+        {"modes": ["loud"]},
+        {"modes": "plain"},
+        {"colour": 1},
+        {"trust": "x"},
+    ):
         with pytest.raises((ValueError, TypeError)):
             policy_from(policy_values(Policy()) | wrong)
 
