@@ -84,5 +84,5 @@ async def test_a_cancelled_evaluation_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await judging
     async with asyncio.timeout(10):  # the kill is sent; the process ends when the kernel comes to it
-        while any(child.is_running() for child in children):
+        while any(child.is_running() for child in children):  # noqa: ASYNC110 - the kernel tells nobody
             await asyncio.sleep(0.01)
