@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ _DATA_MB = 128
 _STEP_MB = 64
 
 
-def build_function(
+def build_function(  # noqa: PLR0913  (the manifest's fields, by name)
     model: Model,
     out_dir: Path,
     *,
@@ -37,12 +39,15 @@ def build_function(
     timeout_ms: int = 600_000,
     memory_mb: int = 0,
     files: Sequence[Path] = (),
+    pythons: Sequence[str] = (sys.executable,),
+    data: Mapping[str, object] | None = None,
 ) -> manifest.Manifest:
     """The author: convert, check and write the function directory `out_dir`; the manifest that was written.
 
-    `memory_mb` 0 means what the check needed, with room. `files` are the author's own Python files,
-    such as `provider.py`. Raises `LocalError`: MODEL_NOT_PORTABLE, or STATE_EXISTS if `out_dir` holds
-    something that is not a function.
+    `memory_mb` 0 means what the check needed, with room. `files` are the author's own Python files, such as
+    `provider.py`. The check runs on the TFLite runtime of each interpreter in `pythons`, and, with `data`
+    (a data source of `edge_runtime.data`), trains a few steps. Raises `LocalError`: MODEL_NOT_PORTABLE,
+    DATA_*, or STATE_EXISTS if `out_dir` holds something that is not a function; then nothing is written.
     """
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / manifest.MANIFEST_FILE).exists():
         raise LocalError(
@@ -52,32 +57,48 @@ def build_function(
         )
     graph = convert(model)
     check.inspect_graph(graph)
-    agreement = check.compare(model, graph)
+    record = _record(model, graph, pythons)
     initial = model.initial.astype("<f4").tobytes()
     described = manifest.Manifest(
         name=name,
         version=version,
-        memory_mb=memory_mb or _memory_mb(agreement.peak_memory_mb, model.parameters),
+        memory_mb=memory_mb or _memory_mb(record.peak_memory_mb, model.parameters),
         timeout_ms=timeout_ms,
         licence=licence,
         model=_described(model, initial),
-        check=manifest.Check(
-            tensorflow=tf.__version__,
-            runtime=agreement.runtime,
-            gradient_error=float(np.format_float_scientific(agreement.gradient_error, 1)),
-            model_bytes=len(graph),
-            peak_memory_mb=agreement.peak_memory_mb,
-        ),
+        check=record,
     )
-    text = manifest.dump(described)
-    manifest.parse(text)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / manifest.GRAPH_FILE).write_bytes(graph)
-    (out_dir / manifest.INITIAL_FILE).write_bytes(initial)
-    for file in files:
-        shutil.copyfile(file, out_dir / file.name)
-    (out_dir / manifest.MANIFEST_FILE).write_text(text, encoding="utf-8")
+    manifest.parse(manifest.dump(described))
+    if data is not None:
+        with tempfile.TemporaryDirectory(prefix="fedless-build-") as trial:
+            _write(Path(trial), described, graph, initial, files)
+            check.learn(Path(trial), data)
+    _write(out_dir, described, graph, initial, files)
     return described
+
+
+def _write(
+    directory: Path, described: manifest.Manifest, graph: bytes, initial: bytes, files: Sequence[Path]
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / manifest.GRAPH_FILE).write_bytes(graph)
+    (directory / manifest.INITIAL_FILE).write_bytes(initial)
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
+    (directory / manifest.MANIFEST_FILE).write_text(manifest.dump(described), encoding="utf-8")
+
+
+def _record(model: Model, graph: bytes, pythons: Sequence[str]) -> manifest.Check:
+    """One step on each runtime; the worst figures."""
+    agreements = [check.compare(model, graph, python) for python in pythons]
+    error = max(agreement.gradient_error for agreement in agreements)
+    return manifest.Check(
+        tensorflow=tf.__version__,
+        runtime=", ".join(agreement.runtime for agreement in agreements),
+        gradient_error=float(np.format_float_scientific(error, 1)),
+        model_bytes=len(graph),
+        peak_memory_mb=max(agreement.peak_memory_mb for agreement in agreements),
+    )
 
 
 def _described(model: Model, initial: bytes) -> manifest.Model:

@@ -1,8 +1,9 @@
 """The author's gate: nothing is signed that crashes a device or computes something else there.
 
-Two halves. `inspect_graph` reads the .tflite and refuses what crashes a runtime: rank-0 inputs, more than
+Three parts. `inspect_graph` reads the .tflite and refuses what crashes a runtime: rank-0 inputs, more than
 four dimensions, a dynamic batch, large embedded constants. `compare` runs one step with the TFLite runtime in
-a subprocess (an abort of the runtime must not take the author's process with it), against TensorFlow.
+a subprocess (an abort of the runtime must not take the author's process with it), against TensorFlow. `learn`
+trains a few steps on data of the author's.
 
 `python -m fedless.authoring.check DIR` is that subprocess: it needs numpy and a TFLite runtime, not
 tensorflow, and so runs on either runtime.
@@ -23,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import instance
+from edge_runtime.jobs import Job, JobKind
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.manifest import GRAPH_FILE
+from fedless.protocol.manifest import GRAPH_FILE, INITIAL_FILE
+from fedless.protocol.messages import ClientRule, Optimizer
 
 if TYPE_CHECKING:
     from fedless.authoring.model import Model
@@ -33,6 +36,7 @@ TOLERANCE = 1e-6
 MAX_DIMENSIONS = 4
 MAX_CONSTANT_BYTES = 256 * 1024
 _TIMEOUT_S = 300
+_STEPS = 30
 _CASE_FILE = "case.npz"
 
 
@@ -92,6 +96,34 @@ def compare(model: Model, graph: bytes, python: str = sys.executable) -> Agreeme
             f"less than {TOLERANCE} is needed.",
         )
     return Agreement(report["runtime"], report["errors"]["grad/grad"], report["peak_memory_mb"])
+
+
+def learn(function_dir: Path, data: Mapping[str, object]) -> tuple[float, float]:
+    """The mean loss on the author's data (a data source of `edge_runtime.data`) before and after a few steps.
+
+    Raises `LocalError(MODEL_NOT_PORTABLE)` if it does not fall, and what an instance raises (DATA_*, ...).
+    """
+    weights = function_dir / INITIAL_FILE
+    rule = ClientRule(Optimizer.ADAM, 1e-3, local_epochs=_STEPS, max_steps=_STEPS)
+    before = _mean_loss(Job(JobKind.EVALUATE, str(function_dir), str(weights), data))
+    trained = instance.invoke(
+        Job(JobKind.TRAIN, str(function_dir), str(weights), data, rule), timeout_ms=_TIMEOUT_S * 1000
+    )
+    after_file = function_dir / "after.f32"
+    (np.fromfile(weights, "<f4") + np.frombuffer(trained.payload, "<f4")).tofile(after_file)
+    after = _mean_loss(Job(JobKind.EVALUATE, str(function_dir), str(after_file), data))
+    if not after < before:
+        raise LocalError(
+            Code.MODEL_NOT_PORTABLE,
+            f"{trained.steps} steps on the given data do not lower the loss: {before:.4g}, then {after:.4g}.",
+            fix="Check labels and value ranges, then the model.",
+        )
+    return before, after
+
+
+def _mean_loss(job: Job) -> float:
+    outcome = instance.invoke(job, timeout_ms=_TIMEOUT_S * 1000)
+    return outcome.sums["loss"] / outcome.examples
 
 
 def _case(model: Model, folder: Path) -> set[str]:

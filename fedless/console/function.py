@@ -23,7 +23,7 @@ app = typer.Typer(name="function", help="Build, sign and show functions.", no_ar
 
 
 @app.command()
-def build(
+def build(  # noqa: PLR0913, PLR0917  (each is an option)
     model_file: Annotated[Path, typer.Argument(metavar="MODEL.py", help="Python file that makes the model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Function directory to write.")],
     attribute: Annotated[
@@ -35,6 +35,10 @@ def build(
     ] = 1,
     licence: Annotated[str, typer.Option(help="Licence of the function, as an SPDX name.")] = "",
     memory_mb: Annotated[int, typer.Option(min=0, help="Memory bound on devices, MB (0: measured).")] = 0,
+    data: Annotated[str, typer.Option(help="File or folder of examples: the check trains a few steps.")] = "",
+    also_on: Annotated[
+        list[str] | None, typer.Option(help="Python with another TFLite runtime to check.")
+    ] = None,
 ) -> None:
     """Turn the model in MODEL.py into a function directory, through the author's gate."""
     model, provider = load_model(model_file, attribute), model_file.parent / manifest.PROVIDER_FILE
@@ -48,6 +52,8 @@ def build(
         licence=licence,
         memory_mb=memory_mb,
         files=[provider] if provider.is_file() else [],
+        pythons=[sys.executable, *(also_on or [])],
+        data={"path": data} if data else None,
     )
     typer.echo(describe(built))
     typer.echo(f"wrote {out}")

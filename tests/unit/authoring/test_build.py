@@ -13,6 +13,7 @@ from edge_runtime.instance import invoke
 from edge_runtime.jobs import Job, JobKind, Outcome
 from fedless.authoring.sign import pack_and_sign
 from fedless.protocol import bundle_format, crypto
+from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.manifest import Manifest
 from fedless.protocol.messages import ClientRule, Optimizer
 
@@ -63,6 +64,36 @@ def test_regression_from_csv(tmp_path: Path) -> None:
     assert after["loss"] < 1e-3 * before["loss"]
     assert after["absolute_error"] < 0.05 * before["absolute_error"]
     np.testing.assert_allclose(np.fromfile(device.weights, "<f4"), [1.0, -2.0, 0.5, 3.0], atol=0.02)
+
+
+def test_a_model_that_does_not_learn_the_given_data_is_refused(tmp_path: Path) -> None:
+    """A layer that sees nothing, and as many examples of each class: the loss begins at its least."""
+    from collections.abc import Sequence
+
+    import tensorflow as tf
+
+    from fedless.authoring.build import build_function
+    from fedless.authoring.layers import Layer, Weight
+    from fedless.authoring.model import Model
+    from fedless.protocol.manifest import Input
+
+    class Blind(Layer):
+        def weights(self, shape: tuple[int, ...]) -> Sequence[Weight]:
+            return (Weight("bias", (2,), "zeros"),)
+
+        def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (2,)
+
+        def apply(self, weights: Sequence[Any], x: Any) -> Any:
+            return tf.reduce_mean(x, axis=1, keepdims=True) * 0.0 + weights[0]
+
+    np.savez(tmp_path / "data.npz", x=np.zeros((64, 3)), y=np.arange(64) % 2)
+    model = Model([Blind()], input=Input("x", (3,)), batch=64)
+    with pytest.raises(LocalError) as caught:
+        build_function(model, tmp_path / "out", name="blind", data={"path": str(tmp_path / "data.npz")})
+    assert caught.value.code is Code.MODEL_NOT_PORTABLE
+    assert "do not lower the loss" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_sequences_with_dropout(tmp_path: Path) -> None:

@@ -68,7 +68,10 @@ def test_build_takes_a_keras_model_and_the_provider_beside_it(tmp_path: Path) ->
         "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation='softmax')])\n"
     )
     (tmp_path / "provider.py").write_text("def load(path, options): ...\n")
-    said = call("build", tmp_path / "my_model.py", "-o", tmp_path / "out", "--version", "4")
+    lines = ["a,b,c,d,y", *(f"{n % 3},{n % 2},1,{-n % 3},{n % 3}" for n in range(60))]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    data = ("--data", tmp_path / "data.csv")
+    said = call("build", tmp_path / "my_model.py", "-o", tmp_path / "out", "--version", "4", *data)
     assert "function    my-model version 4" in said
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["function.toml", "initial.f32", "model.tflite", "provider.py"]
