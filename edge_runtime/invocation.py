@@ -1,7 +1,7 @@
 """One round of this client, from an accepted ticket to a stored report: check in, download, run, store.
 
-Called by the participant, which has already started the instance, so that its imports and ours overlap. Everything
-that a round may be refused for is raised as `FedlessError`; the participant writes it down.
+Called by the participant. The instance may be running already (`starts`), so that its imports and ours overlap.
+Everything that a round may be refused for is raised as `FedlessError`; the participant writes it down.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
-from edge_runtime.instance import Instance
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
 from edge_runtime.journal import Journal
 from edge_runtime.keystore import Identity
 from edge_runtime.link import Link, patiently
+from edge_runtime.starts import Starts
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -41,6 +41,7 @@ class Timings:
     received: float
     phases: dict[str, float] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
+    start: str = "cold"
 
     def lap(self, name: str, since: float) -> float:
         """Note the time since `since` (monotonic ms) under `name`; the present moment."""
@@ -59,7 +60,7 @@ class Invocation:
     cache: Cache
     functions: Path
     link: Link
-    instance: Instance
+    starts: Starts
     observe: Callable[[str, int], None]
 
     def run(self, ticket: Ticket, timings: Timings) -> tuple[ReportHeader, bytes | bytearray]:
@@ -165,6 +166,7 @@ class Invocation:
             )
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
         limit_mb = self.config.limits.memory_mb
+        memory_mb = min(limit_mb, manifest.memory_mb) if limit_mb else manifest.memory_mb
         job = Job(
             kind=JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE,
             function_dir=str(unpacked.directory.absolute()),
@@ -174,7 +176,8 @@ class Invocation:
             part=held_out if task.holdout > 0 else Part.ALL,
             holdout=task.holdout,
             threads=self.config.limits.threads,
-            memory_mb=min(limit_mb, manifest.memory_mb) if limit_mb else manifest.memory_mb,
+            memory_mb=memory_mb,
+            confinement=self.starts.confinement(unpacked, self.config, memory_mb),
         )
 
         def on_event(event: Mapping[str, Any]) -> None:
@@ -182,7 +185,9 @@ class Invocation:
                 timings.phases["first_step"] = round(float(event["monotonic_ms"]) - timings.received, 3)
 
         left_ms = max(1, int(until - monotonic_ms()))
-        return self.instance.run(job, timeout_ms=min(manifest.timeout_ms, left_ms), on_event=on_event)
+        with self.starts.take(unpacked, ticket.model_digest.hex(), self.config, unix_ms()) as instance:
+            timings.start = instance.how
+            return instance.run(job, timeout_ms=min(manifest.timeout_ms, left_ms), on_event=on_event)
 
 
 def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> ReportHeader:

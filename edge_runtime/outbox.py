@@ -49,7 +49,7 @@ class Outbox:
     def clean(self) -> None:
         """After a power cut: remove files that were written, but never became reports."""
         known = {report.file for report in self._journal.reports()}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("*.report*"):
             if path.name not in known:
                 path.unlink(missing_ok=True)
 

@@ -30,11 +30,11 @@ from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
-    from edge_runtime.instance import Instance
     from edge_runtime.invocation import Invocation, Timings
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
     from edge_runtime.outbox import Outbox
+    from edge_runtime.starts import Starts
     from fedless.protocol.messages import Ticket
 
 WAKE_BYTES_MAX = 4096
@@ -67,12 +67,13 @@ class Participant:
     config: EdgeConfig = field(init=False)
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
-    _started: Instance | None = field(init=False, default=None)
+    starts: Starts = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
 
     def run(self) -> None:
         """Judge the wake-up, then do all that is open. Raises `LocalError`."""
         self.journal = Journal.open(self.state / JOURNAL)
+        self.starts = self._open_starts()
         try:
             if not self.wake.data and not self.journal.open_rounds() and not self.journal.reports():
                 return
@@ -82,8 +83,8 @@ class Participant:
             self.answer("accepted")
             self._finish()
         finally:
-            if self._started is not None:
-                self._started.close()
+            self.starts.close()
+            self.starts.functions.close()
             self.journal.close()
         if self.retry_ms:
             self.answer(f"retry {self.retry_ms}")
@@ -124,8 +125,9 @@ class Participant:
     def _finish(self) -> None:
         """Run the open rounds and deliver what is finished."""
         open_rounds = self.journal.open_rounds()
+        self._instance_at = time.monotonic() * 1000
         if open_rounds:
-            self._start_instance()  # before gRPC is imported below
+            self._start_early(open_rounds[0])  # before gRPC is imported below
         if not open_rounds and not self.journal.reports():
             return
         from edge_runtime.config import FILE, load
@@ -139,13 +141,16 @@ class Participant:
         self._deliver_rest()
         self.journal.prune(self.now_ms())
 
-    def _start_instance(self) -> Instance:
-        from edge_runtime.instance import Instance
+    def _open_starts(self) -> Starts:
+        from edge_runtime.functions import Functions
+        from edge_runtime.starts import Starts
 
-        if self._started is None:
-            self._instance_at = time.monotonic() * 1000
-            self._started = Instance.start()
-        return self._started
+        return Starts(self.state, Functions(self.state))
+
+    def _start_early(self, open_round: OpenRound) -> None:
+        from fedless.protocol import wire
+
+        self.starts.early(wire.ticket_from_bytes(open_round.ticket).bundle_digest.hex())
 
     def _round(self, open_round: OpenRound) -> None:
         """One open round, to its outcome or to a later attempt."""
@@ -201,9 +206,7 @@ class Participant:
                 return "", error.detail
             return error.code.value, " ".join(part for part in (error.detail, error.fix) if part)
         finally:
-            if self._started is not None:
-                self._started.close()
-                self._started = None
+            self.starts.discard()
 
     def _invocation(self, link: Link) -> Invocation:
         from edge_runtime.cache import Cache
@@ -216,7 +219,7 @@ class Participant:
             cache=Cache(self.state / "cache", self.config.limits.cache_mb << 20),
             functions=self.state / "functions",
             link=link,
-            instance=self._start_instance(),
+            starts=self.starts,
             observe=self.observe,
         )
 
@@ -245,7 +248,7 @@ class Participant:
         timings.lap("total", timings.received)
         metrics = InvocationMetrics(
             round_id=ticket.round_id,
-            start="cold",
+            start=timings.start,
             timings_ms=timings.phases,
             bytes_down=link.bytes_down,
             bytes_up=link.bytes_up,
