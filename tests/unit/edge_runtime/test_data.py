@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_csv_with_chosen_columns(tmp_path: Path) -> None:
     ("text", "code", "says"),
     [
         ("a,b,kind,c\n1,2,0\n", Code.DATA_UNREADABLE, "line 2: 3 fields"),
-        ("a,b,kind,c\n1,2,0,\n", Code.DATA_DTYPE, "column c"),
+        ("a,b,kind,c\n1,2,0,\n", Code.DATA_DTYPE, "line 2, x"),
         ("a,b,kind,c\n1,nan,0,3\n", Code.DATA_NOT_FINITE, "x holds NaN"),
         ("a,b,kind,c\n1,2,5,3\n", Code.DATA_RANGE, "kind must lie in 0..1"),
         ("a,b,c\n1,2,3\n", Code.DATA_MISSING, "no column kind"),
@@ -178,6 +179,32 @@ def test_csv_class_that_is_unknown_is_refused(tmp_path: Path) -> None:
 def test_csv_that_is_binary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
     assert opening_fails(TABLE, path=str(tmp_path / "a.csv")).code is Code.DATA_UNREADABLE
+
+
+def test_a_large_csv_costs_its_numbers_and_not_its_text(tmp_path: Path) -> None:
+    line = ",".join(["0.123456"] * 100) + ",1\n"
+    (tmp_path / "a.csv").write_text(",".join(f"c{n}" for n in range(100)) + ",kind\n" + line * 5000)
+    wide = model(Input("x", (100,)), label=Label("kind", (), "int32", 2))
+    tracemalloc.start()
+    opened(wide, path=str(tmp_path / "a.csv"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 5000 * 100 * 4
+
+
+def test_parquet_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    import pyarrow.parquet as pq
+
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a": ["1", "x"], "b": [1, 2], "c": [1, 2], "kind": [0, 1]}), path)
+    assert opening_fails(TABLE, path=path).code is Code.DATA_DTYPE
+    pq.write_table(pa.table({"a": [1.0, None], "b": [1, 2], "c": [1, 2], "kind": [0, 1]}), path)
+    assert opening_fails(TABLE, path=path).code is Code.DATA_NOT_FINITE
+    pq.write_table(pa.table({"a": [1], "b": [1], "c": [1]}), path)
+    assert opening_fails(TABLE, path=path).code is Code.DATA_MISSING
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    assert opening_fails(TABLE, path=path).code is Code.DATA_UNREADABLE
 
 
 def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
