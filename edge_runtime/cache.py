@@ -6,6 +6,7 @@ when it was renamed; it is verified again on every use, since an SD card forgets
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -45,7 +46,7 @@ class Cache:
 
     def size(self) -> int:
         """Bytes in it, unfinished downloads included."""
-        return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+        return sum(size for _, size, _ in self._entries())
 
     def make_room(self, needed: int, keep: frozenset[bytes]) -> None:
         """Remove the least recently used until `needed` more bytes fit; never those in `keep`.
@@ -53,22 +54,31 @@ class Cache:
         Raises `LocalError(DISK_FULL)` if they cannot fit at all.
         """
         names = {digest.hex() for digest in keep}
-        entries = sorted(
-            (entry for entry in os.scandir(self.folder) if entry.is_file()), key=lambda e: e.stat().st_mtime
-        )
-        total = sum(entry.stat().st_size for entry in entries)
-        for entry in entries:
+        entries = self._entries()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
             if total + needed <= self.limit_bytes:
                 break
-            if entry.name.removesuffix(_PART) not in names:
-                total -= entry.stat().st_size
-                Path(entry.path).unlink(missing_ok=True)
+            if path.name.removesuffix(_PART) not in names:
+                total -= size
+                path.unlink(missing_ok=True)
         if total + needed > self.limit_bytes:
             raise LocalError(
                 Code.DISK_FULL,
                 f"The cache may hold {self.limit_bytes} bytes; {total + needed} are needed.",
                 fix="Raise cache_mb of [limits] in edge.toml.",
             )
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Last use, bytes and path of each file, the least recently used first."""
+        found = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # a download beside this one is renamed when it is whole
+                if entry.is_file():
+                    found.append((entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)))
+        return sorted(found)
 
 
 class Download:

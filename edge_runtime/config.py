@@ -16,13 +16,15 @@ from pathlib import Path
 
 from edge_runtime.data.source import DataSource
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.manifest import Manifest
 from fedless.protocol.tables import Table
 
 FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
-_SECTIONS = ("limits", "agent", "data")
+_SECTIONS = ("limits", "agent", "sandbox", "warm", "data")
+_SANDBOX_MODE = re.compile(r"auto|required|off")
 _STARTER = """\
 # Settings of this device. Every field with its unit and default: deploy/samples/edge.toml of the fedless sources.
 # [data.default]
@@ -52,11 +54,29 @@ class AgentSettings:
 
 
 @dataclass(frozen=True)
+class SandboxSettings:
+    """How functions are confined: `auto` takes what this device has, `required` refuses less than the whole, `off`."""
+
+    mode: str = "auto"
+    scratch_mb: int = 16
+
+
+@dataclass(frozen=True)
+class WarmSettings:
+    """For how long, and in how much memory, participant and fork server stay for the next wake-up; 0 MB: never."""
+
+    memory_mb: int = 0
+    keep_s: int = 60
+
+
+@dataclass(frozen=True)
 class EdgeConfig:
     """The whole file. `data` has the sources by name, with absolute paths."""
 
     limits: Limits = field(default_factory=Limits)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    warm: WarmSettings = field(default_factory=WarmSettings)
     data: Mapping[str, DataSource] = field(default_factory=dict)
 
     def source(self, mounts: tuple[str, ...]) -> DataSource:
@@ -75,6 +95,15 @@ class EdgeConfig:
             )
         return found
 
+    def sources(self, manifest: Manifest) -> dict[str, DataSource]:
+        """All sources that a function may read: the declared ones; for a model's training also the default.
+
+        Raises `LocalError(DATA_MISSING)`.
+        """
+        if not manifest.data_mounts:
+            return {} if manifest.model is None else {DEFAULT_SOURCE: self.source(())}
+        return {name: self.source((name,)) for name in manifest.data_mounts}
+
 
 def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     """The settings in the file, or the defaults if there is no file. Raises `LocalError(CONFIG_INVALID)`."""
@@ -88,7 +117,10 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     _override(values, os.environ if environ is None else environ, complaints)
     sources = values.pop("data", {})
     root = Table.root(values)
-    config = EdgeConfig(_limits(root), _agent(root), _sources(sources, path.resolve().parent, complaints))
+    config = EdgeConfig(
+        _limits(root), _agent(root), _sandbox(root), _warm(root),
+        _sources(sources, path.resolve().parent, complaints),
+    )  # fmt: skip
     complaints = root.close() + complaints
     if complaints:
         raise LocalError(Code.CONFIG_INVALID, f"{path}: " + "; ".join(complaints) + ".")
@@ -118,6 +150,22 @@ def _agent(root: Table) -> AgentSettings:
         wakes_per_minute=table.integer("wakes_per_minute", 1, 6000, AgentSettings.wakes_per_minute),
         queue=table.integer("queue", 1, 64, AgentSettings.queue),
         drain_s=table.integer("drain_s", 0, 3600, AgentSettings.drain_s),
+    )
+
+
+def _sandbox(root: Table) -> SandboxSettings:
+    table = root.optional("sandbox") or Table.root({})
+    return SandboxSettings(
+        mode=table.text("mode", _SANDBOX_MODE, SandboxSettings.mode),
+        scratch_mb=table.integer("scratch_mb", 1, 4096, SandboxSettings.scratch_mb),
+    )
+
+
+def _warm(root: Table) -> WarmSettings:
+    table = root.optional("warm") or Table.root({})
+    return WarmSettings(
+        memory_mb=table.integer("memory_mb", 0, 1 << 20, WarmSettings.memory_mb),
+        keep_s=table.integer("keep_s", 1, 86_400, WarmSettings.keep_s),
     )
 
 

@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import struct
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,36 +65,6 @@ def apply(wanted: Confinement) -> tuple[str, ...]:
     if _filter(libc, network=wanted.network):
         force.append(SECCOMP)
     return tuple(force)
-
-
-def runtime_paths() -> tuple[str, ...]:
-    """What Python, numpy and the runtime are read from: programs and libraries, no one's data."""
-    package = Path(__file__).resolve().parent
-    own = [package, package.parent / "fedless"]
-    prefixes = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix, sys.base_exec_prefix)}
-    extra = [Path(entry).resolve() for entry in sys.path if entry]
-    inside = [Path("/usr"), *prefixes]
-    further = [
-        path for path in extra
-        if path != package.parent and path.exists() and not any(path.is_relative_to(known) for known in inside)
-    ]  # fmt: skip
-    paths = [*sorted(inside), *own, *further]
-    return tuple(dict.fromkeys(str(path) for path in paths))
-
-
-def system_paths(*, network: bool) -> tuple[str, ...]:
-    """Further files that libraries read, where they exist."""
-    always = ("/etc/ld.so.cache", "/etc/localtime", "/sys/devices/system/cpu")
-    names = (
-        "/etc/resolv.conf",
-        "/etc/hosts",
-        "/etc/nsswitch.conf",
-        "/etc/ssl",
-        "/etc/ca-certificates",
-        "/etc/gai.conf",
-    )
-    wanted = always + names if network else always
-    return tuple(path for path in wanted if os.path.exists(path))  # noqa: PTH110 - also in the instance
 
 
 def available() -> tuple[str, ...]:

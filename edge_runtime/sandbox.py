@@ -9,17 +9,18 @@ itself in further (`confine`). Where bubblewrap is missing or user namespaces ar
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime import confine
 from edge_runtime.disk import write_whole
 
 PROGRAM = "bwrap"
-NAMESPACES = "namespaces"
+NAMESPACES, SECCOMP, LANDLOCK = "namespaces", "seccomp", "landlock"
 SCRATCH = "/tmp"  # noqa: S108 - the sandbox's own, an empty tmpfs
 PROBE_FILE = "sandbox.json"
 _NOBODY = "65534"
@@ -50,7 +51,7 @@ class Level:
     @property
     def full(self) -> bool:
         """Whether a function can neither read this device's files nor reach the network: namespaces and the filter."""
-        return self.namespaces and confine.SECCOMP in self.mechanisms
+        return self.namespaces and SECCOMP in self.mechanisms
 
 
 def command(inner: Sequence[str], space: Space, *, ends_with_parent: bool = True) -> list[str]:
@@ -72,30 +73,66 @@ def command(inner: Sequence[str], space: Space, *, ends_with_parent: bool = True
     for folder in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         arguments += _system_folder(Path(folder))
     arguments += ["--size", str(max(space.scratch_mb, 1) << 20), "--tmpfs", SCRATCH]  # a path may lie beneath
-    for path in _outermost(
-        (*confine.runtime_paths(), *confine.system_paths(network=space.network), *space.read)
-    ):
-        arguments += ["--ro-bind", path, path]
+    visible = (*runtime_paths(), *system_paths(network=space.network), *space.read)
+    for path in _outermost(visible):
+        arguments += [
+            "--ro-bind-try",
+            path,
+            path,
+        ]  # data that is missing is told by the instance, with its code
     arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--remount-ro", "/"]
     return [*arguments, "--", *inner]
 
 
-def confinement(space: Space, memory_mb: int, cpu_s: int, level: Level) -> confine.Confinement:
-    """What the process inside does to itself. Without a `/tmp` of bounded size it may write nothing at all."""
-    read = (*confine.runtime_paths(), *confine.system_paths(network=space.network), *space.read)
+def confinement(space: Space, memory_mb: int, cpu_s: int, level: Level) -> dict[str, object]:
+    """What the process inside does to itself: the fields of `confine.Confinement`.
+
+    Without a `/tmp` of bounded size it may write nothing at all.
+    """
     inside = level.namespaces
-    return confine.Confinement(
-        memory_mb=memory_mb,
-        cpu_s=cpu_s,
-        file_mb=space.scratch_mb if inside else 0,
-        network=space.network,
-        read=read,
-        write=(SCRATCH,) if inside else (),
+    return {
+        "memory_mb": memory_mb,
+        "cpu_s": cpu_s,
+        "file_mb": space.scratch_mb if inside else 0,
+        "network": space.network,
+        "read": [*runtime_paths(), *system_paths(network=space.network), *space.read],
+        "write": [SCRATCH] if inside else [],
+    }
+
+
+def runtime_paths() -> tuple[str, ...]:
+    """What Python, numpy and the runtime are read from: programs and libraries, no one's data."""
+    package = Path(__file__).parent
+    own = [package, package.parent / "fedless"]
+    environment = Path(sys.executable).parent.parent
+    prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.base_exec_prefix)}
+    if (environment / "pyvenv.cfg").exists():  # without `site`, sys.prefix does not tell
+        prefixes.add(environment)
+    extra = {Path(entry) for entry in sys.path if entry and os.path.exists(entry)}  # noqa: PTH110
+    wanted = [Path("/usr"), *prefixes, *own, *(extra - {package.parent, Path.cwd()})]
+    return tuple(
+        _outermost([form for path in wanted for form in (str(path.absolute()), str(path.resolve()))])
     )
+
+
+def system_paths(*, network: bool) -> tuple[str, ...]:
+    """Further files that libraries read, where they exist."""
+    always = ("/etc/ld.so.cache", "/etc/localtime", "/sys/devices/system/cpu")
+    names = (
+        "/etc/resolv.conf",
+        "/etc/hosts",
+        "/etc/nsswitch.conf",
+        "/etc/ssl",
+        "/etc/ca-certificates",
+        "/etc/gai.conf",
+    )
+    return tuple(path for path in (always + names if network else always) if os.path.exists(path))  # noqa: PTH110
 
 
 def probe() -> Level:
     """Try it: about 30 ms."""
+    from edge_runtime import confine  # noqa: PLC0415  (ctypes, which a start does not need)
+
     own = confine.available()
     if shutil.which(PROGRAM) is None:
         return Level(own, f"{PROGRAM} is not installed.")

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
 def _confine(job: Job, manifest: Manifest) -> None:
     """Before any of the function's own code: no way back from here."""
     if job.confinement:
-        confine.apply(confine.Confinement(**job.confinement))
+        wanted = confine.Confinement(**job.confinement)
+        confine.apply(replace(wanted, read=(*wanted.read, job.parameters)))  # the model, an open descriptor
     else:
         _limit_memory(job.memory_mb or manifest.memory_mb)
 

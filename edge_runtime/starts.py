@@ -1,0 +1,157 @@
+"""Where a round's instance comes from: forked by a warm server, or started cold; in its sandbox, as early as possible.
+
+Called by the participant and the invocation. What a version may see is written down when it is used (`functions`), so
+that the next cold start need not wait for settings and manifest: if they have changed meanwhile, the instance that
+was started early is thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime import sandbox
+from edge_runtime.functions import Functions, Installed
+from edge_runtime.instance import Instance
+from edge_runtime.warm import ForkServer
+from fedless.protocol.errors import Code, LocalError
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Unpacked
+    from edge_runtime.config import EdgeConfig
+
+_SPARE_CPU_S = 10
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Starts:
+    """Of one participant; `close` ends what is left over. `last` is the version that was used last."""
+
+    state: Path
+    functions: Functions
+    last: Installed | None = None
+    _early: Instance | None = field(init=False, default=None)
+    _early_for: tuple[str, sandbox.Space | None] | None = field(init=False, default=None)
+    _server: ForkServer | None = field(init=False, default=None)
+    _server_for: tuple[str, sandbox.Space | None] | None = field(init=False, default=None)
+
+    def early(self, digest: str) -> None:
+        """Start an instance for a version that was used here before."""
+        known = self.functions.find(digest)
+        if known is not None and self._early is None:
+            wanted = (digest, known.space)
+            self._early, self._early_for = self._start(wanted), wanted
+
+    def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
+        """An instance for this version: the early one if it sees exactly what it may see, else a new one.
+
+        `model` is the digest of the model that it works on. Raises `LocalError` NOT_INSTALLED if the owner demands a
+        whole sandbox and there is none, DATA_MISSING for a source that is not described.
+        """
+        space = self.space(unpacked, config)
+        self._remember(unpacked, space, model, now_ms)
+        wanted = (unpacked.digest, space)
+        early, self._early = self._early, None
+        if early is not None and self._early_for == wanted:
+            return early
+        if early is not None:
+            early.close()
+        return self._start(wanted)
+
+    def space(self, unpacked: Unpacked, config: EdgeConfig) -> sandbox.Space | None:
+        """What the version may see; None where there are no namespaces."""
+        level = sandbox.level(self.state)
+        if config.sandbox.mode == "required" and not level.full:
+            raise LocalError(
+                Code.NOT_INSTALLED,
+                f"edge.toml demands a whole sandbox; here are {', '.join(level.mechanisms)}. {level.why_not}".strip(),
+                fix="Install bubblewrap and allow user namespaces; see `fedless-edge doctor`.",
+            )
+        if config.sandbox.mode == "off" or not level.namespaces:
+            return None
+        manifest = unpacked.manifest
+        read = [
+            str(unpacked.directory.absolute()),
+            *(source.path for source in config.sources(manifest).values()),
+        ]
+        return sandbox.Space(tuple(read), config.sandbox.scratch_mb, manifest.network)
+
+    def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:
+        """What the instance does to itself; empty if the owner has switched the sandbox off."""
+        if config.sandbox.mode == "off":
+            return {}
+        manifest = unpacked.manifest
+        read = (
+            str(unpacked.directory.absolute()),
+            *(source.path for source in config.sources(manifest).values()),
+        )
+        seen = sandbox.Space(read, config.sandbox.scratch_mb, manifest.network)
+        cpu_s = manifest.timeout_ms * config.limits.threads // 1000 + _SPARE_CPU_S
+        return sandbox.confinement(seen, memory_mb, cpu_s, sandbox.level(self.state))
+
+    def keep_warm(self, budget_mb: int) -> bool:
+        """After a round: have a fork server ready for the version that was used, if it fits with us into the budget."""
+        if self.last is None:
+            return False
+        wanted = (self.last.digest, self.last.space)
+        if self._server is None or self._server_for != wanted:
+            self._drop_server()
+            self._server, self._server_for = ForkServer.start(wanted[1]), wanted
+            try:
+                self._server.wait_ready()
+            except LocalError:
+                self._drop_server()
+                return False
+        if rss_mb(os.getpid()) + rss_mb(self._server.pid) > budget_mb:
+            self._drop_server()
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the server and an instance that was not used."""
+        self.discard()
+        self._drop_server()
+
+    def discard(self) -> None:
+        """End an instance that was not used."""
+        if self._early is not None:
+            self._early.close()
+            self._early = None
+
+    def _start(self, wanted: tuple[str, sandbox.Space | None]) -> Instance:
+        if self._server is not None and self._server_for == wanted:
+            try:
+                return self._server.instance()
+            except (
+                LocalError
+            ):  # it was killed, by the kernel for want of memory perhaps: a cold start still works
+                self._drop_server()
+        return Instance.start(space=wanted[1])
+
+    def _remember(self, unpacked: Unpacked, space: sandbox.Space | None, model: str, now_ms: int) -> None:
+        manifest = unpacked.manifest
+        self.last = Installed(
+            unpacked.digest, manifest.name, manifest.version, manifest.entry,
+            proved=False, failures=0, given_up=False, space=space, model=model,
+        )  # fmt: skip
+        known = self.functions.find(unpacked.digest)
+        if known is None or (known.space, known.model) != (space, model):
+            self.functions.install(self.last, now_ms)
+
+    def _drop_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process and all below it, MB; pages that they share count once for each."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except (OSError, IndexError):
+        return 0.0
+    return pages * _PAGE / 2**20 + (sum(rss_mb(int(child)) for child in below) if pid != os.getpid() else 0.0)
