@@ -24,7 +24,7 @@ from edge_runtime.log import say
 from edge_runtime.wake import Allowance, WakeLine, jitter
 
 TICK_S = 60.0
-"""At least this often the MQTT keepalive is looked after; far less often than a ping is sent."""
+"""At least this often the MQTT keepalive is looked after, and four times in each such interval."""
 STARTS_MAX = 3
 RETRY_MAX_S = 300.0
 KILL_S = 5.0
@@ -80,7 +80,7 @@ class Agent:
     def _next_s(self) -> float:
         """How long nothing is due."""
         now = time.monotonic()
-        due = [now + TICK_S]
+        due = [now + min(TICK_S, self.options["keepalive"] / 4)]
         if not self._line.connected:
             due.append(self._connect_at)
         if self._child is None and self._waiting:

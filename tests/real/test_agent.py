@@ -343,6 +343,22 @@ def test_idle_agent_does_not_wake_up(device: Device, caller: Caller) -> None:
     assert switches() - before <= 2
 
 
+def test_silence_does_not_cost_the_connection(state: Path, broker: Broker, caller: Caller) -> None:
+    """With a keepalive of 2 s the broker would give the agent up after 3 s without a ping."""
+    code = "import sys; from edge_runtime.agent import main; sys.exit(main())"
+    options = ["--keepalive", "2", "--reconnect", "1", "--rate", "30", "--queue", "8", "--drain", "1"]
+    command = [sys.executable, "-c", code, "--state", str(state), *options, "--", sys.executable, "-c", ""]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: caller.presence == [True])
+            time.sleep(6)
+        finally:
+            process.terminate()
+        _, told = process.communicate(timeout=20)
+    assert told.count("event=connected") == 1
+    assert "event=disconnected" not in told
+
+
 def test_modules_of_the_agent() -> None:
     """What importing the agent loads, in a fresh interpreter: no dear library, nothing of the protocol."""
     code = "import sys; sys.path[:0] = sys.argv[1].split(':'); import edge_runtime.agent; print(' '.join(sys.modules))"
