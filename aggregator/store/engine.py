@@ -1,7 +1,9 @@
-"""Opens the database and runs transactions, one after another, in one worker thread.
+"""Opens the database and runs transactions in one worker thread.
 
-Everything that the aggregator knows goes through here: "record, then speak". A transaction is a function on a
-SQLAlchemy Core connection; it commits when the function returns and leaves nothing behind when it raises.
+Everything that the aggregator knows goes through here: "record, then speak". A piece of work is a function on a
+SQLAlchemy Core connection; it is durable before its caller goes on, and leaves nothing behind when it raises.
+Pieces that wait at the same time share one transaction, each in a savepoint of its own: what takes time is the
+disk's promise, not the work.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, select
@@ -18,6 +24,7 @@ from aggregator.store.schema import SCHEMA_VERSION, metadata, schema_version
 from fedless.protocol.errors import Code, LocalError
 
 T = TypeVar("T")
+BATCH_MAX = 64
 
 # WAL: readers do not stop the writer. FULL: a committed step survives a power cut. secure_delete: erased keys
 # are gone.
@@ -35,7 +42,9 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._waiting: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._worker = Thread(target=self._serve, name="store", daemon=True)
+        self._worker.start()
 
     @classmethod
     def open(cls, url: str) -> Database:
@@ -57,24 +66,68 @@ class Database:
         return database
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns, as one transaction in the worker thread; a raised error rolls it back."""
-        return await asyncio.wrap_future(self._worker.submit(self._transact, work))
+        """What `work` returns, once it is durable; an error that it raises undoes what it wrote."""
+        return await asyncio.wrap_future(self._submit(work))
 
     def run_now(self, work: Callable[[Connection], T]) -> T:
         """As `run`, but blocks the caller: for the command line and tests."""
-        return self._worker.submit(self._transact, work).result()
+        return self._submit(work).result()
 
     def close(self) -> None:
-        """Waits for the last transaction and closes the connection."""
-        self._worker.submit(self._engine.dispose)
-        self._worker.shutdown()
+        """Waits for the last transaction and closes the connection; again is fine."""
+        self._waiting.put(None)
+        self._worker.join()
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
+    def _submit(self, work: Callable[[Connection], T]) -> Future[T]:
+        if not self._worker.is_alive():
+            raise RuntimeError("the database is closed")
+        piece = _Piece(work, Future())
+        self._waiting.put(piece)
+        return piece.future
+
+    def _serve(self) -> None:
+        """In the worker: all pieces that wait become one transaction, since making it durable is what takes time."""
+        going_on = True
+        while going_on:
+            batch = [self._waiting.get()]
+            while len(batch) < BATCH_MAX and not self._waiting.empty():
+                batch.append(self._waiting.get())
+            going_on = None not in batch
+            self._transact([piece for piece in batch if piece is not None])
+        self._engine.dispose()
+
+    def _transact(self, batch: list[_Piece]) -> None:
+        done: list[Callable[[], None]] = []
+        pieces = [piece for piece in batch if piece.future.set_running_or_notify_cancel()]
         try:
             with self._engine.begin() as connection:
-                return work(connection)
-        except exc.DatabaseError as error:
-            raise _own_error(error) from error
+                done = [_attempt(connection, piece) for piece in pieces]
+        except Exception as error:  # noqa: BLE001 - told to those who wait for it
+            done = [partial(piece.future.set_exception, _own_error(error)) for piece in pieces]
+        for tell in done:
+            tell()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What somebody wants done, and where he waits."""
+
+    work: Callable[[Connection], Any]
+    future: Future[Any]
+
+
+def _attempt(connection: Connection, piece: _Piece) -> Callable[[], None]:
+    """Does one piece in a savepoint of its own, so that its failure undoes nothing of the others."""
+    savepoint = connection.begin_nested()
+    try:
+        result = piece.work(connection)
+    except Exception as error:
+        if isinstance(error, exc.DatabaseError) and not isinstance(error, exc.IntegrityError):
+            raise  # the disk is full or worse, and SQLite may have undone everything: nobody's piece is recorded
+        savepoint.rollback()
+        return partial(piece.future.set_exception, error)
+    savepoint.commit()
+    return partial(piece.future.set_result, result)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -97,16 +150,17 @@ def _create(connection: Connection) -> None:
         raise LocalError(Code.WRONG_STATE, detail, fix="Use the version of fedless that made it.")
 
 
-def _own_error(error: exc.DatabaseError) -> Exception:
+def _own_error(error: Exception) -> Exception:
     """The `LocalError` that says what is wrong with the machine; other mistakes are bugs and stay so."""
-    code: Any = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    origin = error.orig if isinstance(error, exc.DatabaseError) else None
+    code = getattr(origin, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return LocalError(
             Code.DISK_FULL, "The database cannot grow.", fix="Free space on the disk of the state directory."
         )
     if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return LocalError(
-            Code.STATE_CORRUPT, f"The database cannot be read: {error.orig}.", fix="Restore a back-up."
+            Code.STATE_CORRUPT, f"The database cannot be read: {origin}.", fix="Restore a back-up."
         )
     if code == sqlite3.SQLITE_CANTOPEN:
         return LocalError(

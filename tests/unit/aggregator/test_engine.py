@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from aggregator.store import schema
 from aggregator.store.engine import Database
@@ -95,3 +99,69 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
     assert failure.value.code is Code.DISK_FULL
     assert database.run_now(counted) == 1
     database.close()
+
+
+def names(connection: Connection) -> list[str]:
+    query = select(schema.counters.c.client_id).order_by(schema.counters.c.client_id)
+    return [row.client_id for row in connection.execute(query)]
+
+
+def adding(client_id: str) -> Callable[[Connection], None]:
+    def work(connection: Connection) -> None:
+        connection.execute(
+            insert(schema.counters).values(client_id=client_id, name="x", count=1, last_at_ms=1)
+        )
+
+    return work
+
+
+async def together(database: Database, *pieces: Callable[[Connection], object]) -> list[object]:
+    """Results or errors of pieces that wait at the same time, and so share a transaction."""
+    began, go_on = Event(), Event()
+
+    def block(_connection: Connection) -> None:
+        began.set()
+        go_on.wait(10)
+
+    blocking = asyncio.ensure_future(database.run(block))
+    await asyncio.to_thread(began.wait, 10)
+    waiting = [asyncio.ensure_future(database.run(piece)) for piece in pieces]
+    await asyncio.sleep(0)
+    go_on.set()
+    await blocking
+    return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_a_piece_that_raises_undoes_nothing_of_its_neighbours(tmp_path: Path) -> None:
+    def broken(connection: Connection) -> None:
+        adding("broken")(connection)
+        raise KeyError
+
+    database = Database.open(url(tmp_path))
+    results = await together(database, adding("a"), broken, adding("a"), adding("b"))
+    assert results[0] is results[3] is None
+    assert isinstance(results[1], KeyError)
+    assert isinstance(results[2], IntegrityError)
+    assert database.run_now(names) == ["a", "b"]
+    database.close()
+
+
+async def test_nobody_is_told_that_his_piece_is_recorded_when_the_disk_is_full(tmp_path: Path) -> None:
+    def fill(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA max_page_count=1")
+        for number in range(10_000):
+            adding(f"{number}" + "x" * 50)(connection)
+
+    database = Database.open(url(tmp_path))
+    results = await together(database, adding("a"), fill, adding("b"))
+    assert [type(result) for result in results] == [LocalError] * 3
+    assert database.run_now(names) == []
+    database.close()
+
+
+async def test_a_closed_database_says_so(tmp_path: Path) -> None:
+    database = Database.open(url(tmp_path))
+    database.close()
+    database.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await database.run(names)
