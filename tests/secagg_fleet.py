@@ -140,6 +140,7 @@ class Fleet:
                 graph_seed=counting(7),
                 at_ms=NOW_MS,
                 ends_at_ms=END_MS,
+                verify_member=verify_member,
                 sign=aggregator_sign,
             )
         )

@@ -57,7 +57,7 @@ raises `NOT_IN_COHORT`, `TOO_FEW` or `BAD_BOX` on M3, or is told `STATE_OLDER`, 
 ## Helper mode: one message per client (`helper`)
 
     aggregator   opened = open_helper_round(HelperOpen(... signature=b""), sign=...)
-    client       accept_helper_round(opened, policy, ...); train; words = ring.encode(...)
+    client       state = accept_helper_round(opened, policy, state, ...); train; words = ring.encode(...)
                  head = mask_for_helper(opened, id, certificate, words, seed=seed, sign=...)   masks in place
                  store head and words in one transaction, then send them
     aggregator   check_helper_report(opened, head, ...); spool; request = CloseRequest(opened, heads)

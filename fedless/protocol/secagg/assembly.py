@@ -7,6 +7,7 @@ their own, which the driver hands to `inbox_for`. Signed messages are stored bef
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from fedless.protocol.crypto import NONCE_BYTES, TAG_BYTES, Prg, check_point, sha256
@@ -96,7 +97,8 @@ def accept_keys(
     """Aggregator: take M0. A byte-identical repeat changes nothing.
 
     Raises `PeerError`: `CONFLICTING_REPEAT` (other keys for this epoch), `WRONG_STATE` (the roster is made),
-    `EPOCH_STALE`, `BAD_ROSTER`, `BAD_POINT`, `BAD_SIGNATURE`, or what `verify_member` raises.
+    `EPOCH_STALE`, `BAD_ROSTER` (sizes, or keys that another client has too), `BAD_POINT`, `BAD_SIGNATURE`, or
+    what `verify_member` raises.
     """
     for offer in epoch.offers:
         if offer.client_id == keys.client_id:
@@ -107,25 +109,39 @@ def accept_keys(
         raise PeerError(Code.WRONG_STATE, "The roster is made.", fix="Wait for the next key epoch.")
     if keys.epoch != epoch.epoch or len(keys.mask_keys) != epoch.slots:
         raise PeerError(Code.EPOCH_STALE, f"Expected keys of epoch {epoch.epoch}, {epoch.slots} slots.")
+    own = (keys.channel_key, *keys.mask_keys)
+    known = {key for offer in epoch.offers for key in (offer.channel_key, *offer.mask_keys)}
+    if len(set(own)) != len(own) or not known.isdisjoint(own):
+        raise PeerError(Code.BAD_ROSTER, "Expected keys that nobody else has, each used once.")
     member = verify_member(keys.certificate, at_ms)
     check_epoch_keys(keys, member_id=member.client_id)
     if not member.verify(keys.signature, keys.signed):
         raise PeerError(Code.BAD_SIGNATURE, "The keys are not signed by their certificate.")
-    for point in (keys.channel_key, *keys.mask_keys):
+    for point in own:
         check_point(point)
     return replace(epoch, offers=(*epoch.offers, keys))
 
 
 def make_roster(
-    epoch: ServerEpoch, *, minimum: int, graph_seed: bytes, at_ms: int, ends_at_ms: int, sign: Sign
+    epoch: ServerEpoch,
+    *,
+    minimum: int,
+    graph_seed: bytes,
+    at_ms: int,
+    ends_at_ms: int,
+    verify_member: VerifyMember,
+    sign: Sign,
 ) -> ServerEpoch:
     """Aggregator: close M0 and make M1 (`roster`), members in order of their ids.
 
-    `graph_seed`: 32 random bytes. Raises `PeerError(TOO_FEW)` under `minimum` offers, `LocalError` over 128.
+    Who would make the others refuse the roster is left out: a certificate that ends before `ends_at_ms` or was
+    revoked meanwhile, a certificate key that another one has too. `graph_seed`: 32 random bytes. Raises
+    `PeerError(TOO_FEW)` under `minimum` offers, `LocalError` over 128.
     """
     if epoch.roster is not None:
         return epoch
-    n = len(epoch.offers)
+    entries = _acceptable(epoch.offers, ends_at_ms, verify_member)
+    n = len(entries)
     if n < minimum:
         raise PeerError(Code.TOO_FEW, f"Expected {minimum} clients or more in a key epoch, found {n}.")
     if n > COHORT_MAX:
@@ -137,12 +153,27 @@ def make_roster(
         threshold=epochs.threshold(n, epoch.trust),
         slots=epoch.slots,
         graph_seed=graph_seed,
-        entries=tuple(sorted(epoch.offers, key=lambda offer: offer.client_id)),
+        entries=entries,
         at_ms=at_ms,
         ends_at_ms=ends_at_ms,
         signature=b"",
     )
     return replace(epoch, roster=replace(roster, signature=sign(roster.signed)), offers=())
+
+
+def _acceptable(
+    offers: tuple[EpochKeys, ...], ends_at_ms: int, verify_member: VerifyMember
+) -> tuple[EpochKeys, ...]:
+    """The offers that every member will accept, by id."""
+    entries = []
+    owners: set[bytes] = set()
+    for offer in sorted(offers, key=lambda offer: offer.client_id):
+        with suppress(PeerError):
+            owner = verify_member(offer.certificate, ends_at_ms).key_bytes
+            if owner not in owners:
+                owners.add(owner)
+                entries.append(offer)
+    return tuple(entries)
 
 
 def accept_shares(epoch: ServerEpoch, shares: EpochShares) -> ServerEpoch:

@@ -27,18 +27,13 @@ from fedless.protocol.secagg.messages import (
     chosen,
 )
 from fedless.protocol.secagg.shamir import SHARE_BYTES
-from fedless.protocol.secagg.state import ClientState, EpochState, Slot
+from fedless.protocol.secagg.state import ClientState, EpochState, Slot, helper_mark, model_mark
 
 
 def context_of(epoch: EpochState, opened: RoundOpen) -> bytes:
     """The ctx of a round as this client computes it: from its own roster's hash and E."""
     active = sha256(active_signed(epoch.roster_hash, epoch.members))
     return opened.context(epoch.roster_hash, active)
-
-
-def model_mark(opened: RoundOpen) -> bytes:
-    """What "the same model" means: its digest, trained on or only evaluated (no coordinates but extras)."""
-    return opened.model_digest + (b"train" if opened.encoding.dimension else b"evaluate")
 
 
 # -- M4 ----------------------------------------------------------------------------------------
@@ -68,8 +63,8 @@ def accept_round(
     if opened.model_digest != model_digest or opened.task_digest != task_digest:
         raise PeerError(Code.BAD_CONTEXT, "The round names another model or task than this client got.")
     ring.check(opened.encoding, len(epoch.members))
-    model = model_mark(opened)
-    if model in state.spent:
+    model = model_mark(opened.model_digest, opened.encoding.dimension)
+    if model in state.spent or helper_mark(model) in state.spent:
         raise PeerError(
             Code.MODEL_REPEATED, f"A sum over model version {opened.model_version} may exist already."
         )

@@ -38,6 +38,7 @@ from fedless.protocol.secagg.helper_messages import (
 )
 from fedless.protocol.secagg.messages import Member, Sign, VerifyAggregator, VerifyMember
 from fedless.protocol.secagg.policy import Policy
+from fedless.protocol.secagg.state import ClientState, helper_mark, model_mark
 
 ENVELOPE_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES
 
@@ -53,15 +54,19 @@ def stream_seed(seed: bytes, context: bytes) -> bytes:
 def accept_helper_round(
     opened: HelperOpen,
     policy: Policy,
+    state: ClientState,
     *,
     model_digest: bytes,
     task_digest: bytes,
     verify_aggregator: VerifyAggregator,
-) -> None:
+) -> ClientState:
     """Client: check an opened round before it trains.
 
-    `model_digest`, `task_digest`: SHA-256 of the bytes that it really has. Raises `PeerError`: `POLICY`,
-    `HELPER_KEY` (not the pinned one), `BAD_SIGNATURE`, `BAD_CONTEXT`, `RING_OVERFLOW`.
+    `state`: that of pairwise mode, for its memory of models; the new one is stored with the report. Within
+    helper mode the helper sees to it that nobody is counted twice over one model (an abandoned round may be
+    tried again), but it does not know of sums in pairwise mode, and these must not know of its own.
+    `model_digest`, `task_digest`: SHA-256 of the bytes that the client really has. Raises `PeerError`: `POLICY`,
+    `HELPER_KEY` (not the pinned one), `BAD_SIGNATURE`, `BAD_CONTEXT`, `RING_OVERFLOW`, `MODEL_REPEATED`.
     """
     policy.check_mode(Mode.HELPER)
     if not policy.helper_key_digest or sha256(opened.helper_key) != policy.helper_key_digest:
@@ -79,6 +84,10 @@ def accept_helper_round(
     if opened.model_digest != model_digest or opened.task_digest != task_digest:
         raise PeerError(Code.BAD_CONTEXT, "The round names another model or task than this client got.")
     ring.check(opened.encoding, opened.n_max)
+    mark = model_mark(opened.model_digest, opened.encoding.dimension)
+    if mark in state.spent:
+        raise PeerError(Code.MODEL_REPEATED, "A sum over this model in pairwise mode may exist already.")
+    return state.spend(helper_mark(mark))
 
 
 def mask_for_helper(
@@ -261,16 +270,11 @@ def _closing(request: CloseRequest, seeds: Mapping[str, bytes]) -> Closing:
         context=context,
         set_digest=request.set_digest,
         seed_marks=tuple(digest(Label.SEED, seed) for seed in seeds.values()),
-        model_mark=model_mark(request.open),
+        model_mark=model_mark(request.open.model_digest, request.open.encoding.dimension),
         client_ids=tuple(seeds),
         encoding=request.open.encoding,
         stream_seeds=tuple(stream_seed(seed, context) for seed in seeds.values()),
     )
-
-
-def model_mark(opened: HelperOpen) -> bytes:
-    """What "the same model" means to the helper: its digest, trained on or only evaluated."""
-    return opened.model_digest + (b"train" if opened.encoding.dimension else b"evaluate")
 
 
 def repeats(closing: Closing, used_seeds: frozenset[bytes], counted: frozenset[str]) -> RefusedReports | None:

@@ -18,8 +18,8 @@ from fedless.protocol.secagg.keys import pair_seed, self_mask_seed
 from fedless.protocol.secagg.messages import MISSING_SHARE, Roster, UnmaskResponse, self_commitment
 from fedless.protocol.secagg.shamir import SHARE_BYTES, rebuild, weights
 
-TRIES_MAX = 2048
-"""Sets of holders tried for one secret: about two seconds. Liars are marked, so there are few at a time."""
+TRIES_MAX = 8192
+"""Sets of holders tried for one secret, some seconds: any two liars among 128. They are marked, so there are few."""
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,16 @@ class ClientState:
         return replace(self, spent=(*self.spent, model)[-SPENT_MAX:])
 
 
+def model_mark(model_digest: bytes, dimension: int) -> bytes:
+    """What "the same model" means: its digest, trained on or only evaluated (`dimension` 0: nothing but extras)."""
+    return model_digest + (b"train" if dimension else b"evaluate")
+
+
+def helper_mark(mark: bytes) -> bytes:
+    """The mark of a model on which this client reported in helper mode."""
+    return mark + b", helper"
+
+
 @dataclass(frozen=True)
 class Mark:
     """How far a client's state has come; it travels in check-ins, so that an old copy is noticed."""

@@ -14,13 +14,16 @@ from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Mode
 from fedless.protocol.prg import Words
 from fedless.protocol.secagg import helper
+from fedless.protocol.secagg.epochs import Trust
 from fedless.protocol.secagg.helper import Closed, Closing, HelperRules, RefusedReports
 from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, HelperReport, MaskSum
 from fedless.protocol.secagg.messages import Member
 from fedless.protocol.secagg.policy import Policy
 from fedless.protocol.secagg.ring import RingEncoding, decode, plan
+from fedless.protocol.secagg.state import ClientState, model_mark
 from tests.secagg_fleet import (
     NOW_MS,
+    Fleet,
     aggregator_sign,
     certificate_of,
     client_sign,
@@ -37,6 +40,7 @@ HELPER = Member("helper", is_device=False, public_key=crypto.p256_private(999).p
 ENCODING = plan(n=10, dimension=10, clip=1.0, max_examples=10)
 POLICY = Policy(minimum_cohort=3, helper_key_digest=crypto.sha256(HPKE_PUBLIC))
 RULES = HelperRules(minimum=3)
+FRESH = ClientState("client-001")
 
 
 def opening(encoding: RingEncoding = ENCODING, **changes: object) -> HelperOpen:
@@ -57,10 +61,11 @@ def opening(encoding: RingEncoding = ENCODING, **changes: object) -> HelperOpen:
     return stored(helper.open_helper_round(opened, sign=aggregator_sign))
 
 
-def accept(opened: HelperOpen, policy: Policy = POLICY) -> None:
-    helper.accept_helper_round(
+def accept(opened: HelperOpen, policy: Policy = POLICY, state: ClientState = FRESH) -> ClientState:
+    return helper.accept_helper_round(
         opened,
         policy,
+        state,
         model_digest=crypto.sha256(b"model"),
         task_digest=crypto.sha256(b"task"),
         verify_aggregator=verify_aggregator,
@@ -308,6 +313,22 @@ def test_model_swapped_for_one_client_masks_do_not_cancel() -> None:
     _, masked = report(other, 1)
     _, honest = report(opened, 1)
     assert not np.any(masked == honest)
+
+
+def test_same_model_summed_in_both_modes_is_refused() -> None:
+    """The helper knows nothing of pairwise sums, so the client must."""
+    opened = opening()
+    reported = accept(opened)
+    assert accept(opened, state=reported) == reported  # an abandoned round may be tried again
+    mark = model_mark(opened.model_digest, ENCODING.dimension)
+    with pytest.raises(PeerError) as refusal:
+        accept(opened, state=ClientState("client-001").spend(mark))
+    assert refusal.value.code is Code.MODEL_REPEATED
+    fleet = Fleet(4, trust=Trust.CURIOUS).set_up()
+    fleet.states[1] = dataclasses.replace(fleet.states[1], spent=reported.spent)
+    with pytest.raises(PeerError) as refusal:
+        fleet.accept_round(1, fleet.open(model_digest=opened.model_digest).open)
+    assert refusal.value.code is Code.MODEL_REPEATED
 
 
 def test_words_of_wrong_length_are_our_own_fault() -> None:
