@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedless.protocol import identity
 from fedless.protocol.claim import authority_digest
 from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.secagg.messages import Member
 
 AUTHORITY_DAYS = 20 * 365
 SERVER_DAYS = 5 * 365
@@ -105,11 +106,33 @@ class Authority:
 
     def issue(self, name: identity.Name, csr_der: bytes, now_ms: int, days: int) -> Issued:
         """A certificate for the key of a request; raises `PeerError` BAD_CSR."""
-        end = min(_days_after(now_ms, days), self._certificate.not_valid_after_utc)
+        return self.issue_until(name, csr_der, round(_days_after(now_ms, days).timestamp() * 1000))
+
+    def issue_until(self, name: identity.Name, csr_der: bytes, until_ms: int) -> Issued:
+        """As `issue`, with its end (whole seconds, rounded up)."""
+        wanted = datetime.fromtimestamp(-(-until_ms // 1000), UTC)
+        end = min(wanted, self._certificate.not_valid_after_utc)
         builder = identity.leaf_builder(name, identity.check_csr(csr_der), self._certificate, end)
         leaf = builder.sign(self._key, hashes.SHA256())
         chain = (leaf.public_bytes(serialization.Encoding.DER), self.der)
         return Issued(chain, _serial(leaf), round(end.timestamp() * 1000))
+
+    def renewed(self, chain_pem: bytes, key_pem: bytes, name: identity.Name, now_ms: int) -> Issued | None:
+        """A new certificate for a server's key once a third of `SERVER_DAYS` or less is left; else None.
+
+        Raises `LocalError` STATE_CORRUPT when chain or key cannot be read.
+        """
+        try:
+            leaf = x509.load_pem_x509_certificate(chain_pem)
+            key = serialization.load_pem_private_key(key_pem, password=None)
+        except (ValueError, TypeError) as error:
+            detail = f"The {name.role}'s cert.pem or cert.key cannot be read."
+            raise LocalError(Code.STATE_CORRUPT, detail, fix="Restore them from a back-up.") from error
+        if leaf.not_valid_after_utc > _days_after(now_ms, SERVER_DAYS // 3):
+            return None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise LocalError(Code.STATE_CORRUPT, f"The {name.role}'s cert.key is not a P-256 key.")
+        return self.issue(name, identity.make_csr(key), now_ms, SERVER_DAYS)
 
     def revocation_list(self, serials: Iterable[str], now_ms: int) -> bytes:
         """A CRL (PEM) of the serials (hex).
@@ -149,6 +172,15 @@ class Callers:
         if caller.serial in self.denied:
             raise PeerError(Code.CERTIFICATE_REVOKED, f"It was {caller.name.id}'s.", fix="Ask the operator.")
         return caller
+
+    def member(self, certificate_der: bytes, at_ms: int) -> Member:
+        """Whom a certificate makes a member of a cohort at a moment; raises as `admit`, or WRONG_ROLE."""
+        name, key = identity.verify_chain([certificate_der], self._authority_der, self._fleet, at_ms)
+        if name.role not in identity.CLIENT_ROLES:
+            raise PeerError(Code.WRONG_ROLE, f"A {name.role} cannot be a member of a cohort.")
+        if _serial(x509.load_der_x509_certificate(certificate_der)) in self.denied:
+            raise PeerError(Code.CERTIFICATE_REVOKED, f"It was {name.id}'s.")
+        return Member(name.id, name.role is identity.Role.DEVICE, key)
 
     def _verify(self, leaf_pem: bytes, now_ms: int) -> Caller:
         try:

@@ -48,13 +48,22 @@ class Broker:
     """The child process and its files. `port` 0: any free one, and nothing is kept after `stop`."""
 
     def __init__(
-        self, fleet: str, state: Path, files: BrokerFiles, address: str, port: int, max_queued: int
+        self,
+        fleet: str,
+        state: Path,
+        files: BrokerFiles,
+        *,
+        address: str,
+        port: int,
+        max_queued: int,
+        program: str = "mosquitto",
     ) -> None:
         self._fleet = fleet
         self._files = files
         self._address = address.strip("[]")
         self._wanted_port = port
         self._max_queued = max_queued
+        self._program = program
         self._account = _account()
         self._home = _home(state, self._account)
         self._process: asyncio.subprocess.Process | None = None
@@ -67,10 +76,10 @@ class Broker:
 
         Raises `LocalError` NOT_INSTALLED, PORT_IN_USE or BROKER_UNREACHABLE.
         """
-        program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+        program = shutil.which(self._program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if program is None:
             fix = 'Install it (`apt install mosquitto`), or set broker.kind = "external".'
-            raise LocalError(Code.NOT_INSTALLED, "mosquitto, the MQTT broker, was not found.", fix=fix)
+            raise LocalError(Code.NOT_INSTALLED, f"{self._program}, the MQTT broker, was not found.", fix=fix)
         self.port = await _free_port(self._address, self._wanted_port)
         self._write(revocation_list)
         await self._spawn(program)

@@ -62,6 +62,22 @@ def found_fleet(directory: Path, name: str, host: str, ports: Ports, now_ms: int
     return authority
 
 
+def renew_server(directory: Path, authority: Authority, role: identity.Role, now_ms: int) -> bool:
+    """Replaces a server's `cert.pem` in time, its key stays; whether it did. Called at every start.
+
+    Raises `LocalError` STATE_MISSING or STATE_CORRUPT.
+    """
+    try:
+        chain, key = (directory / "cert.pem").read_bytes(), (directory / "cert.key").read_bytes()
+    except OSError as error:
+        detail = f"Expected cert.pem and cert.key in {directory}."
+        raise LocalError(Code.STATE_MISSING, detail, fix="Restore them from a back-up.") from error
+    issued = authority.renewed(chain, key, identity.Name(authority.fleet, role, "main"), now_ms)
+    if issued is not None:
+        write_private(directory / "cert.pem", issued.chain_pem)
+    return issued is not None
+
+
 def fleet_name(text: str) -> str:
     """A fleet name made of a directory's: lower case, other characters become '-'."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64].strip("-") or "fleet"

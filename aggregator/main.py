@@ -29,7 +29,7 @@ from aggregator.coordinator import Coordinator
 from aggregator.driver import Means
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
 from aggregator.evaluation import Evaluator
-from aggregator.founding import ANY, write_private
+from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.runs import News, Runs
 from aggregator.service import (
@@ -47,6 +47,7 @@ from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
 from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
+from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints
 from fedless.protocol.signed import sign_ticket
 
@@ -112,6 +113,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
     async with AsyncExitStack() as exits:
         authority = Authority.load(settings.authority.directory, settings.fleet.name)
         ticket_key = read_ticket_key(settings)
+        _renew_servers(settings, authority)
         database = Database.open(settings.database_url)
         exits.callback(database.close)
         await database.run(store.nobody_online)
@@ -140,6 +142,15 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         yield doors.endpoints
 
 
+def _renew_servers(settings: Settings, authority: Authority) -> None:
+    servers = [(settings.listen.directory, Role.AGGREGATOR)]
+    if settings.broker.kind is BrokerKind.CHILD:
+        servers.append((settings.broker.directory, Role.BROKER))
+    for directory, role in servers:
+        if renew_server(directory, authority, role, clock()):
+            _log.info("server_certificate_renewed", role=role.value)
+
+
 def _open_core(
     settings: Settings, database: Database, registrar: Registrar, waker: MqttWaker, ticket_key: bytes
 ) -> Core:
@@ -163,7 +174,6 @@ async def _open_doors(
     exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority: Authority
 ) -> Doors:
     listen, limits = settings.listen, settings.limits
-    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authority)
     identity = ServerIdentity(listen.directory, authority.pem)
     fleet_server = new_server(limits.concurrent_calls)
     fleet_port = bind(
@@ -176,6 +186,8 @@ async def _open_doors(
     inner_port = bind(enrollment_server, LOOPBACK, 0, identity.credentials(client_certificates=False))
     exits.push_async_callback(front.stop)
     enrollment_port = await front.start(listen.address, listen.enrollment_port, inner_port)
+    # The broker last: whatever else is wrong is said before a process is started.
+    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authority)
     endpoints = Endpoints(at_each(listen.hosts, fleet_port), mqtt, at_each(listen.hosts, enrollment_port))
     return Doors(fleet_server, enrollment_server, fleet_port, endpoints)
 
@@ -186,9 +198,13 @@ async def _open_broker(
     directory = settings.broker.directory
     files = BrokerFiles(authority.pem, directory / "cert.pem", directory / "cert.key")
     broker = Broker(
-        settings.fleet.name, settings.state.directory, files, settings.listen.address, settings.broker.port,
-        settings.broker.max_queued_messages,
-    )  # fmt: skip
+        settings.fleet.name,
+        settings.state.directory,
+        files,
+        address=settings.listen.address,
+        port=settings.broker.port,
+        max_queued=settings.broker.max_queued_messages,
+    )
     exits.push_async_callback(broker.stop)
     port = await broker.start(registrar.revocation_list())
     registrar.on_denied = lambda _: broker.revoke(registrar.revocation_list())

@@ -224,12 +224,8 @@ class ServerIdentity:
         return self._read()
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        try:
-            self._changed_at_ns = self._certificate.stat().st_mtime_ns
-            pair = (self._key.read_bytes(), self._certificate.read_bytes())
-        except OSError as error:
-            detail = f"Expected cert.pem and cert.key in {self._certificate.parent}."
-            raise LocalError(Code.STATE_MISSING, detail, fix="Check listen.directory.") from error
+        self._changed_at_ns = self._certificate.stat().st_mtime_ns
+        pair = (self._key.read_bytes(), self._certificate.read_bytes())
         return grpc.ssl_server_certificate_configuration([pair], self._authority_pem)
 
 

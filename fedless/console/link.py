@@ -217,6 +217,9 @@ def _raise(error: Any, endpoint: str) -> NoReturn:  # noqa: ANN401 - grpc.RpcErr
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_TRAILER:
             raise wire.error_from_bytes(value) from error
+    if "CERTIFICATE_VERIFY_FAILED" in (error.details() or ""):
+        detail = f"What answers at {endpoint} is not this fleet's aggregator."
+        raise PeerError(Code.FOREIGN_CERTIFICATE, detail, fix="Check --fleet and the address.") from error
     if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
         detail = f"Nothing answered at {endpoint} ({error.code().name.lower()})."
         fix = "Start it with `fedless aggregator serve`, or check the address in operator.toml."

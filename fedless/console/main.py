@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `fedless`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given[:1]
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR" if debug else "NONE")  # its C core logs past our messages
     try:
         build(next((word for word in given if not word.startswith("-")), ""))(given, prog_name="fedless")
     except FedlessError as error:
@@ -77,15 +78,20 @@ def build(wanted: str) -> typer.Typer:
     return app
 
 
-def _options(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; must come first.")] = False,  # noqa: ARG001 - read in `main`
-) -> None:
-    """Federated learning on functions-as-a-service for edge devices."""
-    if version:
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it by position
+    if wanted:
         typer.echo(f"fedless {__version__}")
         raise typer.Exit
+
+
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; must come first.")] = False,
+) -> None:
+    """Federated learning on functions-as-a-service for edge devices."""
 
 
 def _load(name: str, command: Command) -> typer.Typer:

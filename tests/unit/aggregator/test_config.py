@@ -70,7 +70,8 @@ def test_unknown_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_several_mistakes_are_all_reported(tmp_path: Path) -> None:
-    text = '[fleet]\nname = "Not An Id"\n[listn]\n[broker]\nport = 70000\nkind = "amqp"\n[limits]\nstop_timeout_s = "x"\n'
+    text = '[fleet]\nname = "Not An Id"\n[listn]\n'
+    text += '[broker]\nport = 70000\nkind = "amqp"\n[limits]\nstop_timeout_s = "x"\n'
     said = refusal(tmp_path, text).splitlines()
     keys = sorted(line.split(":")[0].strip() for line in said[1:-1])
     assert keys == ["broker.kind", "broker.port", "fleet", "limits.stop_timeout_s", "listen", "listn"]

@@ -138,3 +138,29 @@ def test_folder_name_becomes_a_fleet_name() -> None:
     assert founding.fleet_name("My Green_House 2!") == "my-green-house-2"
     assert founding.fleet_name("___") == "fleet"
     assert len(founding.fleet_name("x" * 200)) == 64
+
+
+def test_server_certificate_is_renewed_in_time_and_keeps_its_key(tmp_path: Path) -> None:
+    authority = founding.found_fleet(tmp_path / "home", "home", "192.0.2.1", PORTS, NOW_MS)
+    folder, year_ms = tmp_path / "home" / "aggregator", 365 * 86_400_000
+    key, first = (folder / "cert.key").read_bytes(), (folder / "cert.pem").read_bytes()
+    assert not founding.renew_server(folder, authority, identity.Role.AGGREGATOR, NOW_MS + 3 * year_ms)
+    assert (folder / "cert.pem").read_bytes() == first
+    assert founding.renew_server(folder, authority, identity.Role.AGGREGATOR, NOW_MS + 4 * year_ms)
+    new = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
+    assert new.public_key() == x509.load_pem_x509_certificate(first).public_key()
+    assert new.not_valid_after_utc > x509.load_pem_x509_certificate(first).not_valid_after_utc
+    assert identity.certificate_name(new) == identity.Name("home", identity.Role.AGGREGATOR, "main")
+    assert (folder / "cert.key").read_bytes() == key
+
+
+def test_missing_server_certificate_is_reported(tmp_path: Path) -> None:
+    authority = founding.found_fleet(tmp_path / "home", "home", "192.0.2.1", PORTS, NOW_MS)
+    (tmp_path / "home" / "broker" / "cert.key").unlink()
+    with pytest.raises(LocalError) as caught:
+        founding.renew_server(tmp_path / "home" / "broker", authority, identity.Role.BROKER, NOW_MS)
+    assert caught.value.code is Code.STATE_MISSING
+    (tmp_path / "home" / "broker" / "cert.key").write_text("nonsense")
+    with pytest.raises(LocalError) as caught:
+        founding.renew_server(tmp_path / "home" / "broker", authority, identity.Role.BROKER, NOW_MS)
+    assert caught.value.code is Code.STATE_CORRUPT
