@@ -172,7 +172,8 @@ def _certificate(own: Identity) -> Finding:
             "Set the clock, or enroll again.",
         )
     if left_days * DAY_MS < RENEW_BEFORE_MS:
-        return bad("certificate", f"It ends in {left_days:.0f} days.", "Enroll again before that.")
+        fix = "It is renewed after the next round; else enroll again before that."
+        return bad("certificate", f"It ends in {left_days:.0f} days.", fix)
     return well("certificate", f"good for {left_days:.0f} days")
 
 

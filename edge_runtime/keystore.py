@@ -35,7 +35,8 @@ _AGAIN = "Enroll again: `fedless-edge enroll`, with a new claim."
 class Identity:
     """An enrolled device: who it is, what it trusts, where it calls. PEM texts as bytes.
 
-    `server_name` is the DNS name that every server of the fleet proves.
+    `server_name` is the DNS name that every server of the fleet proves. `issued_at_ms` is when the certificate came
+    (the certificate itself is backdated), `not_after_ms` when it ends; Unix ms of the authority's clock.
     """
 
     fleet: str
@@ -48,19 +49,17 @@ class Identity:
     chain_pem: bytes
     authority_pem: bytes
     key_pem: bytes = field(repr=False)
+    issued_at_ms: int
+    not_after_ms: int
+
+    def renewal_due(self, now_ms: int) -> bool:
+        """Whether two thirds of the certificate's lifetime are over."""
+        return now_ms - self.issued_at_ms >= (self.not_after_ms - self.issued_at_ms) * 2 // 3
 
     @property
     def publishers(self) -> dict[bytes, bytes]:
         """Key id -> raw Ed25519 key of those whose bundles are run."""
         return {key.key_id: key.public_key for key in self.publisher_keys}
-
-    @property
-    def not_after_ms(self) -> int:
-        """When the device's certificate ends, Unix ms."""
-        from cryptography import x509  # noqa: PLC0415 - see above
-
-        leaf = x509.load_pem_x509_certificates(self.chain_pem)[0]
-        return int(leaf.not_valid_after_utc.timestamp() * 1000)
 
 
 class Keystore:
@@ -99,7 +98,7 @@ class Keystore:
 
     def store(self, enrollment: Enrollment, authority_der: bytes, policy: Policy) -> None:
         """Keep what Enroll or Renew answered, after its chain was verified; `fleet.json` last."""
-        chain = b"".join(_pem(der) for der in enrollment.chain_der)
+        chain = chain_pem(enrollment.chain_der)
         write_whole(self.folder / AUTHORITY, _pem(authority_der))
         write_whole(self.folder / CHAIN, chain)
         write_whole(self.folder / FLEET, _fleet_json(enrollment, policy))
@@ -134,6 +133,8 @@ class Keystore:
                 chain_pem=pems[0],
                 authority_pem=pems[1],
                 key_pem=pems[2],
+                issued_at_ms=int(values["issued_at_ms"]),
+                not_after_ms=int(values["not_after_ms"]),
             )
         except (KeyError, TypeError, ValueError, OSError) as error:
             detail = f"{self.folder} is damaged or incomplete ({type(error).__name__})."
@@ -143,6 +144,11 @@ class Keystore:
         """Names of files that others than their owner may read; there must be none."""
         paths = [self.folder / name for name in (KEY, CHAIN, AUTHORITY, FLEET)]
         return [str(p) for p in paths if p.exists() and stat.S_IMODE(os.stat(p).st_mode) & 0o077]  # noqa: PTH116
+
+
+def chain_pem(chain_der: Sequence[bytes]) -> bytes:
+    """Certificates (DER) as one PEM text, in their order."""
+    return b"".join(_pem(der) for der in chain_der)
 
 
 def authority_fleet(authority_pem: bytes) -> tuple[bytes, str]:
@@ -219,8 +225,11 @@ def _whole(value: object) -> int:
 
 
 def _fleet_json(enrollment: Enrollment, policy: Policy) -> bytes:
-    from fedless.protocol.identity import server_name  # noqa: PLC0415 - see above
+    from cryptography import x509  # noqa: PLC0415 - see above
 
+    from fedless.protocol.identity import server_name  # noqa: PLC0415
+
+    leaf = x509.load_der_x509_certificate(enrollment.chain_der[0])
     values = {
         "fleet": enrollment.fleet,
         "client_id": enrollment.client_id,
@@ -233,6 +242,8 @@ def _fleet_json(enrollment: Enrollment, policy: Policy) -> bytes:
         "ticket_keys": _keys_values(enrollment.ticket_keys),
         "publisher_keys": _keys_values(enrollment.publisher_keys),
         "policy": policy_values(policy),
+        "issued_at_ms": enrollment.now_ms,
+        "not_after_ms": int(leaf.not_valid_after_utc.timestamp() * 1000),
     }
     return json.dumps(values, indent=1).encode()
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 import grpc
 
@@ -21,11 +21,14 @@ from fedless.protocol.messages import (
     MESSAGE_BYTES_MAX,
     CheckIn,
     DeviceStatus,
+    Endpoints,
     Enrollment,
     InvocationMetrics,
     NotNow,
     Offer,
+    PolicyMessage,
     ReportHeader,
+    SigningKey,
 )
 from fedless.v1 import (
     enrollment_pb2,
@@ -50,6 +53,25 @@ _UNREACHABLE = {
     grpc.StatusCode.CANCELLED,
 }
 T = TypeVar("T")
+
+
+class SignedKeys(NamedTuple):
+    """A list of new keys with the id of the key that signed it and its signature; empty: no change."""
+
+    keys: tuple[SigningKey, ...]
+    signed_by: bytes
+    signature: bytes
+
+
+class Renewal(NamedTuple):
+    """The answer to Renew, nothing of it verified; `chain_der` is leaf first."""
+
+    chain_der: tuple[bytes, ...]
+    endpoints: Endpoints
+    ticket_keys: SignedKeys
+    publisher_keys: SignedKeys
+    policy: PolicyMessage
+    now_ms: int
 
 
 class Link:
@@ -178,6 +200,24 @@ class Link:
         """Ask for M8; not held."""
         reply = _unary(self._rounds.GetRoundResult, rounds_pb2.RoundQuery(round_id=round_id))
         return wire.round_step_from_pb(reply)[1]
+
+    def renew(self, csr_der: bytes) -> Renewal:
+        """Ask for a new certificate."""
+        reply = _unary(self._fleet.Renew, fleet_pb2.RenewRequest(csr_der=csr_der))
+        return Renewal(
+            tuple(reply.chain_der),
+            wire.endpoints_from_pb(reply.endpoints),
+            SignedKeys(
+                wire.keys_from_pb(reply.ticket_keys), reply.ticket_keys_signed_by, reply.ticket_keys_signature
+            ),
+            SignedKeys(
+                wire.keys_from_pb(reply.publisher_keys),
+                reply.publisher_keys_signed_by,
+                reply.publisher_keys_signature,
+            ),
+            wire.policy_from_pb(reply.policy),
+            int(reply.now_ms),
+        )
 
     def close(self) -> None:
         """Close the channel."""

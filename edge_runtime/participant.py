@@ -263,6 +263,20 @@ class Participant:
             self.journal.set_clock(link.report_status(status), unix_ms())
         except PeerError as error:
             say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
+        if self.identity.renewal_due(self.now_ms()):
+            self._renew(link)
+
+    def _renew(self, link: Link) -> None:
+        """A new certificate long before the old one ends; if it fails now, the next round tries again."""
+        from edge_runtime.keystore import Keystore
+        from edge_runtime.renew import renew
+
+        try:
+            self.identity = renew(link, Keystore(self.state), self.identity)
+            say("participant", "certificate_renewed", until_ms=self.identity.not_after_ms)
+        except FedlessError as error:
+            self.journal.refuse(error.code, error.detail, 0, self.now_ms())
+            say("participant", "certificate_not_renewed", code=error.code.value, why=error.detail)
 
     def _link(self, endpoints: tuple[str, ...]) -> Link:
         from edge_runtime.link import Link

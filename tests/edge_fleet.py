@@ -176,6 +176,7 @@ class FakeAggregator(
         self.statuses: list[Any] = []
         self.calls: list[str] = []
         self.clock_ahead_ms = 0
+        self.renewed: dict[str, Any] = {}
         self.before: Callable[[str], None] = lambda _: None
         self.lock = threading.Lock()
         self._server: grpc.Server | None = None
@@ -267,6 +268,16 @@ class FakeAggregator(
         with self._call("report_status", context):
             self.statuses.append(wire.status_from_pb(request))
             return fleet_pb2.StatusReply(now_ms=self._now())
+
+    def Renew(self, request: Any, context: Any) -> fleet_pb2.RenewReply:
+        with self._call("renew", context):
+            key = identity.check_csr(request.csr_der)
+            return self.renewal(self.fleet.enrollment("device-1", key, Endpoints((), (), ())))
+
+    def renewal(self, new: Enrollment) -> fleet_pb2.RenewReply:
+        return fleet_pb2.RenewReply(
+            chain_der=new.chain_der, policy=wire.policy_to_pb(new.policy), now_ms=self._now(), **self.renewed
+        )
 
     def _now(self) -> int:
         return now_ms() + self.clock_ahead_ms
