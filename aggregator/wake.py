@@ -34,6 +34,7 @@ PUBLISH_S = 10.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 IN_FLIGHT_MAX = 256
 PENDING_MAX = 10_000
+STATUS_BYTES_MAX = 256
 _log = structlog.get_logger("wake")
 
 Presence = Callable[[str, bool], None]
@@ -158,6 +159,8 @@ class MqttWaker:
                 self._client.loop_forever(timeout=KEEPALIVE_S / 2)
             except OSError as error:
                 _log.warning("broker_unreachable", address=address, error=str(error))
+            except Exception as error:  # noqa: BLE001 - were this thread to end, so would all wake-ups, unheard
+                _log.error("mqtt_failed", error=type(error).__name__, exc_info=error)
             wait_s = RETRY_S[min(self._attempt, len(RETRY_S) - 1)]
             self._attempt += 1
             self._stopping.wait(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - spreads retries, protects nothing
@@ -199,7 +202,9 @@ class MqttWaker:
 
 
 def is_online(payload: bytes | bytearray) -> bool:
-    """What a status message says: JSON with `"online": true`; anything else is "not online"."""
+    """What a status message says: short JSON with `"online": true`; anything else is "not online"."""
+    if len(payload) > STATUS_BYTES_MAX:  # also bounds how deep it can be nested
+        return False
     try:
         value = json.loads(payload)
     except ValueError:
