@@ -83,9 +83,9 @@ class Agent:
         due = [now + min(TICK_S, self.options["keepalive"] / 4)]
         if not self._line.connected:
             due.append(self._connect_at)
-        if self._child is None and self._waiting:
+        if self._free and self._waiting:
             due.append(now + self._allowance.wait_s(now))
-        if self._child is None and self._resume_at is not None:
+        if self._free and self._resume_at is not None:
             due.append(self._resume_at)
         return max(0.0, min(due) - now)
 
@@ -165,10 +165,15 @@ class Agent:
 
     # -- the participant
 
+    @property
+    def _free(self) -> bool:
+        """No participant runs, or the one that stays can take the next wake-up."""
+        return self._child is None or self._child.idle
+
     def _start(self) -> None:
         """Start a participant if one is due and allowed."""
         now = time.monotonic()
-        if self._child is not None:
+        if not self._free:
             return
         if self._waiting and self._allowance.wait_s(now) == 0:
             self._launch(self._waiting.pop(0))
@@ -180,10 +185,13 @@ class Agent:
         if wake.data:
             self._allowance.take()
         wake.starts += 1
+        if self._child is not None:
+            self._child.give(wake, rss_mb())
+            return
         command = [*self._command, "--state", self.state, "--agent-rss", f"{rss_mb():.1f}"]
         command += ["--received", f"{wake.received:.3f}", "--started", f"{time.monotonic() * 1000:.3f}"]
         try:
-            self._child = Child(command, wake)
+            self._child = Child(command, wake, rss_mb() if self.options.get("stay") else None)
         except OSError as error:
             say("agent", "participant_not_started", why=error)
             self._retry(wake)
@@ -195,11 +203,13 @@ class Agent:
         child = self._child
         if child is None:
             return
-        known = child.accepted
+        known, idle = child.accepted, child.idle
         if not child.listen():
             self._selector.unregister(child.output)
         if child.accepted and not known and child.wake.mid is not None:
             self._line.acknowledge(child.wake.mid)
+        if child.idle and not idle:
+            self._settle(child, 0)
 
     def _ended(self) -> None:
         child, self._child = self._child, None
@@ -208,12 +218,17 @@ class Agent:
         for descriptor in (child.output, child.ended):
             if descriptor in self._selector.get_map():
                 self._selector.unregister(descriptor)
-        known, status = child.accepted, child.reap()
+        known, idle, status = child.accepted, child.idle, child.reap()
         if child.accepted and not known and child.wake.mid is not None:
             self._line.acknowledge(child.wake.mid)
         if status != 0:
             say("agent", "participant_failed", status=status, starts=child.wake.starts)
-        if status != 0 and not child.accepted and child.wake.data:
+        if not idle:
+            self._settle(child, status)
+
+    def _settle(self, child: Child, status: int) -> None:
+        """A wake-up is done, or was left undone."""
+        if not child.accepted and child.wake.data:
             self._retry(child.wake)
         elif status != 0 or child.retry_ms:
             self._resume_later(child.retry_ms or 5000)
@@ -244,6 +259,8 @@ class Agent:
         """Let the participant finish; then ask it, then force it, to end."""
         steps = ((signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S))
         until = self._stop_at or time.monotonic()
+        if self._child is not None:
+            self._child.dismiss()
         for number, more_s in steps:
             while self._child is not None and time.monotonic() < until:
                 self._wait(max(0.0, until - time.monotonic()))

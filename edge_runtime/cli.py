@@ -114,13 +114,15 @@ def _run(given: argparse.Namespace) -> int:
     from edge_runtime.keystore import Keystore
 
     Keystore(given.state).load()
-    settings = load(given.state / FILE).agent
-    names = ("keepalive", "reconnect", "rate", "queue", "drain")
-    options = [
-        text
-        for name, value in zip(names, astuple(settings), strict=True)
-        for text in (f"--{name}", str(value))
-    ]
+    config = load(given.state / FILE)
+    stays = config.warm.memory_mb > 0
+    names = ("keepalive", "reconnect", "rate", "queue", "drain", "stay")
+    values = (*astuple(config.agent), int(stays))
+    options = [text for name, value in zip(names, values, strict=True) for text in (f"--{name}", str(value))]
+    participant = ["edge_runtime.participant"]
+    if stays:
+        participant = ["edge_runtime.linger", "--keep-s", str(config.warm.keep_s)]
+        participant += ["--memory-mb", str(config.warm.memory_mb)]
     paths = ":".join(path for path in sys.path if path and Path(path).exists())
     start = [sys.executable, "-I", "-S", "-c", _BOOT, paths]
     state = str(given.state.absolute())
@@ -132,7 +134,7 @@ def _run(given: argparse.Namespace) -> int:
         *options,
         "--",
         *start,
-        "edge_runtime.participant",
+        *participant,
     ]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | _LEAN)  # noqa: S606 - no shell is wanted

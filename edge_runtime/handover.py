@@ -26,12 +26,21 @@ class Wake:
         self.starts = 0
 
 
-class Child:
-    """The participant that runs: its process, and what it has said so far."""
+def frame(data: bytes, received: float, agent_rss_mb: float) -> bytes:
+    """A wake-up for a participant that stays: see `linger`."""
+    return f"{len(data)} {received:.3f} {time.monotonic() * 1000:.3f} {agent_rss_mb:.1f}\n".encode() + data
 
-    def __init__(self, command: list[str], wake: Wake) -> None:
+
+class Child:
+    """The participant that runs: its process, and what it has said so far.
+
+    `agent_rss_mb` None: it takes one wake-up. Else it stays, is told that figure with each wake-up, and says `idle`.
+    """
+
+    def __init__(self, command: list[str], wake: Wake, agent_rss_mb: float | None = None) -> None:
         self.wake = wake
         self.accepted = False
+        self.idle = False
         self.retry_ms = 0
         self._said = b""
         theirs_in, our_in = os.pipe()
@@ -46,11 +55,29 @@ class Child:
             os.close(theirs_out)
         self.output = our_out
         self.ended = os.pidfd_open(self.pid)
+        self._input = our_in
+        if agent_rss_mb is None:
+            self._write(wake.data)
+            self.dismiss()
+        else:
+            self.give(wake, agent_rss_mb)
+
+    def give(self, wake: Wake, agent_rss_mb: float) -> None:
+        """The next wake-up for one that is idle. If it is gone, it ends without having accepted."""
+        self.wake, self.accepted, self.idle, self.retry_ms = wake, False, False, 0
+        self._write(frame(wake.data, wake.received, agent_rss_mb))
+
+    def dismiss(self) -> None:
+        """It gets no more wake-ups, and ends when it has done this one."""
+        if self._input >= 0:
+            os.close(self._input)
+            self._input = -1
+
+    def _write(self, data: bytes) -> None:
         try:
-            os.write(our_in, wake.data)  # at most 4 KiB: a pipe takes them at once
+            os.write(self._input, data)  # at most 4 KiB and a line: a pipe takes them at once
         except BrokenPipeError:
             say("agent", "participant_gone", pid=self.pid)
-        os.close(our_in)
 
     def listen(self) -> bool:
         """Read what it says; False at the end."""
@@ -60,6 +87,8 @@ class Child:
             word, _, rest = line.partition(b" ")
             if word == b"accepted":
                 self.accepted = True
+            elif word == b"idle":
+                self.idle = True
             elif word == b"retry" and rest.isdigit():
                 self.retry_ms = int(rest)
         return bool(piece)
@@ -68,6 +97,7 @@ class Child:
         """It has ended: its exit status, or minus the signal."""
         while self.listen():
             continue
+        self.dismiss()
         os.close(self.output)
         os.close(self.ended)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

@@ -56,12 +56,16 @@ class WakeUp:
 
 @dataclass
 class Participant:
-    """One run over one state directory. `observe` is told each step that is complete and durable."""
+    """One run over one state directory. `observe` is told each step that is complete and durable.
+
+    `kept` is what a lingering participant has from its last run (`linger`).
+    """
 
     state: Path
     wake: WakeUp
     observe: Callable[[str, int], None]
     answer: Callable[[str], None]
+    kept: Starts | None = None
     retry_ms: int = 0
     journal: Journal = field(init=False)
     config: EdgeConfig = field(init=False)
@@ -73,7 +77,7 @@ class Participant:
     def run(self) -> None:
         """Judge the wake-up, then do all that is open. Raises `LocalError`."""
         self.journal = Journal.open(self.state / JOURNAL)
-        self.starts = self._open_starts()
+        self.starts = self.kept or open_starts(self.state)
         try:
             if not self.wake.data and not self.journal.open_rounds() and not self.journal.reports():
                 return
@@ -83,8 +87,9 @@ class Participant:
             self.answer("accepted")
             self._finish()
         finally:
-            self.starts.close()
-            self.starts.functions.close()
+            self.starts.discard()
+            if self.kept is None:
+                self.starts.close()
             self.journal.close()
         if self.retry_ms:
             self.answer(f"retry {self.retry_ms}")
@@ -140,12 +145,6 @@ class Participant:
             self._round(open_round)
         self._deliver_rest()
         self.journal.prune(self.now_ms())
-
-    def _open_starts(self) -> Starts:
-        from edge_runtime.functions import Functions
-        from edge_runtime.starts import Starts
-
-        return Starts(self.state, Functions(self.state))
 
     def _start_early(self, open_round: OpenRound) -> None:
         from fedless.protocol import wire
@@ -305,6 +304,14 @@ def _with_clock_hint(error: PeerError) -> str:
     return f"{error.detail} If that is wrong, set the clock; `fedless-edge doctor` compares it with the aggregator's."
 
 
+def open_starts(state: Path) -> Starts:
+    """Where the instances of one state directory come from."""
+    from edge_runtime.functions import Functions
+    from edge_runtime.starts import Starts
+
+    return Starts(state, Functions(state))
+
+
 @contextmanager
 def alone(state: Path) -> Iterator[None]:
     """Hold `DIR/participant.lock`. Raises `LocalError(BUSY)` if another participant has it."""
@@ -347,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m edge_runtime.participant --state DIR ...`."""
     now = time.monotonic() * 1000
     given = _options(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(WAKE_BYTES_MAX)
     received, started = float(given.get("received", now)), float(given.get("started", now))
     wake = WakeUp(data, received, started, float(given.get("agent-rss", 0)))
@@ -365,7 +372,7 @@ def _options(arguments: list[str]) -> Mapping[str, str]:
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 
 
-def _stop(number: int, frame: object) -> NoReturn:
+def stop(number: int, frame: object) -> NoReturn:
     """SIGTERM: leave every `with` block, so that the instance ends too; the round stays open."""
     del frame
     raise SystemExit(128 + number)

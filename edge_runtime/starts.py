@@ -111,9 +111,10 @@ class Starts:
         return True
 
     def close(self) -> None:
-        """End the server and an instance that was not used."""
+        """End the server and an instance that was not used, and close `functions`."""
         self.discard()
         self._drop_server()
+        self.functions.close()
 
     def discard(self) -> None:
         """End an instance that was not used."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
+import psutil
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -194,6 +195,40 @@ def test_wake_up_to_report(
         "state": "stopped",
         "at_ms": collect(state)["agent"]["at_ms"],
     }
+
+
+def test_a_participant_that_stays_is_warm_and_leaves_after_its_time(
+    fleet: Fleet, aggregator: FakeAggregator, caller: Caller, state: Path
+) -> None:
+    with (state / "edge.toml").open("a") as file:
+        file.write("[warm]\nmemory_mb = 1000\nkeep_s = 2\n")
+    device = Device(state)
+    try:
+        wait_until(lambda: caller.presence == [True])
+        for round_id in (1, 2, 3):
+            task = fleet.task()
+            ticket = fleet.ticket(CLIENT, round_id, task)
+            here = aggregator.open(ticket, task)
+            caller.wake(wake_bytes(ticket))
+            wait_until(lambda here=here, n=round_id: here.accepted == 1 and len(aggregator.metrics) == n)
+            show({name: round(value) for name, value in aggregator.metrics[-1].timings_ms.items()})
+            time.sleep(
+                0.5
+            )  # until it has said that it is idle; a wake-up before that would only wait a little
+        assert [metrics.start for metrics in aggregator.metrics] == ["cold", "warm", "warm"]
+        processes = psutil.Process(device.process.pid)
+        wait_until(lambda: not processes.children(recursive=True), 10)
+        task = fleet.task()
+        ticket = fleet.ticket(CLIENT, 4, task)
+        aggregator.open(ticket, task)
+        caller.wake(wake_bytes(ticket))
+        wait_until(lambda: len(aggregator.metrics) == 4)
+        assert aggregator.metrics[-1].start == "cold"
+    finally:
+        assert device.stop() == 0
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(state) in " ".join(p.info["cmdline"] or [])
+    ]
 
 
 def test_sleeping_device_gets_the_wake_up_when_it_comes_back(

@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Box:
         (self.function / "main.py").write_text(f"def handle(event, context):\n{body}")
         job = Job(
             JobKind.INVOKE, str(self.function), "", {"own": str(self.data)}, event=event,
-            confinement=asdict(sandbox.confinement(self.space, MEMORY_MB, cpu_s, self.level)),
+            confinement=sandbox.confinement(self.space, MEMORY_MB, cpu_s, self.level),
         )  # fmt: skip
         with self.start() as instance:
             return json.loads(instance.run(job, timeout_ms=timeout_ms).payload)

@@ -1,0 +1,107 @@
+"""A participant that stays: the second round is forked warm, budgets and broken pipes end it, nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edge_runtime.handover import frame
+from edge_runtime.linger import frames, linger
+from edge_runtime.participant import WakeUp
+from fedless.protocol.messages import Ticket
+from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
+
+pytestmark = pytest.mark.real
+CLIENT = "device-1"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture
+def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
+    aggregator = FakeAggregator(fleet)
+    aggregator.start()
+    yield aggregator
+    aggregator.stop()
+
+
+@pytest.fixture
+def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
+    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
+
+
+def rounds(fleet: Fleet, aggregator: FakeAggregator, count: int) -> list[Ticket]:
+    task = fleet.task()
+    tickets = [fleet.ticket(CLIENT, number, task) for number in range(1, count + 1)]
+    for ticket in tickets:
+        aggregator.open(ticket, task)
+    return tickets
+
+
+def wakes(tickets: list[Ticket]) -> Iterator[WakeUp]:
+    for ticket in tickets:
+        now = time.monotonic() * 1000
+        yield WakeUp(wake_bytes(ticket), now, now, 21.5)
+
+
+def below() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def test_second_round_starts_warm_and_sooner(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    said: list[str] = []
+    before = len(below())
+    assert linger(state, wakes(rounds(fleet, aggregator, 3)), 1000, said.append) == 0
+    assert said == ["accepted", "idle"] * 3
+    assert [metrics.start for metrics in aggregator.metrics] == ["cold", "warm", "warm"]
+    cold, *warm = [metrics.timings_ms["first_step"] for metrics in aggregator.metrics]
+    assert min(warm) < cold
+    assert len(below()) == before
+
+
+def test_too_small_a_budget_ends_it_after_one_round(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    said: list[str] = []
+    before = len(below())
+    assert linger(state, wakes(rounds(fleet, aggregator, 2)), 1, said.append) == 0
+    assert said == ["accepted"]
+    assert len(below()) == before
+
+
+def test_frames_are_read_whole_and_end_with_the_pipe() -> None:
+    ours, theirs = os.pipe()
+    first, second = b"wake\nup", b""
+    sent = frame(first, 1.5, 20.0) + frame(second, 2.5, 20.0)
+    for byte in sent:
+        os.write(theirs, bytes([byte]))
+    os.close(theirs)
+    found = list(frames(ours, 5.0))
+    os.close(ours)
+    assert [(wake.data, wake.received) for wake in found] == [(first, 1.5), (second, 2.5)]
+
+
+@pytest.mark.parametrize("sent", [b"hello\n", b"-1 1 1 1\n", b"99999 1 1 1\n", b"x" * 500])
+def test_nonsense_on_the_pipe_ends_it(sent: bytes) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, sent)
+    assert list(frames(ours, 5.0)) == []
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_it_leaves_when_nobody_calls() -> None:
+    ours, theirs = os.pipe()
+    since = time.monotonic()
+    assert list(frames(ours, 0.05)) == []
+    assert time.monotonic() - since < 5
+    os.close(ours)
+    os.close(theirs)
