@@ -113,6 +113,7 @@ def task(name: str, rounds: int, clients: int, **client: Any) -> str:  # noqa: A
         {
             "name": name,
             "function": "function.bundle",
+            "mode": "plain",
             "rounds": rounds,
             "cohort": {"size": clients, "over_selection": 1.0, "minimum_reports": clients},
             "evaluation": {"central_every": 0},

@@ -43,6 +43,7 @@ def experiment(folder: Path, rounds: int, devices: int = 3) -> Path:
     file = folder / "experiment.toml"
     data = {"kind": "idx", "train": str(MNIST / "data"), "test": str(MNIST / "data"), "examples": 300}
     task = {
+        "mode": "plain",
         "rounds": rounds,
         "cohort": {"fraction": 1.0, "over_selection": 1.0},
         "client": {"optimizer": "adam"},
@@ -114,9 +115,10 @@ def run_folder(output: Path) -> Path:
     return folder
 
 
-def wait_for(ready: Callable[[], bool], timeout_s: float = 90.0) -> None:
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool], timeout_s: float = 90.0) -> None:
     end = time.monotonic() + timeout_s
     while not ready():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)
 
@@ -124,7 +126,7 @@ def wait_for(ready: Callable[[], bool], timeout_s: float = 90.0) -> None:
 def test_small_experiment_leaves_model_figures_and_report_and_no_process(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     with running(str(experiment(tmp_path, rounds=2)), "--out", str(output), cwd=tmp_path) as (process, alive):
-        wait_for(lambda: len(alive()) > 4)  # experiment, aggregator, broker, devices
+        wait_for(process, lambda: len(alive()) > 4)  # experiment, aggregator, broker, devices
         said, complained = process.communicate(timeout=120)
         assert process.returncode == 0, complained
         assert alive() == set()
@@ -170,9 +172,9 @@ def test_interrupted_experiment_leaves_no_process(tmp_path: Path, number: signal
         process,
         alive,
     ):
-        wait_for(lambda: any((path / "rounds.jsonl").is_file() for path in output.glob("*")))
+        wait_for(process, lambda: any((path / "rounds.jsonl").is_file() for path in output.glob("*")))
         folder = run_folder(output)
-        wait_for(lambda: (folder / "rounds.jsonl").stat().st_size > 0)
+        wait_for(process, lambda: (folder / "rounds.jsonl").stat().st_size > 0)
         assert len(alive()) > 4
         process.send_signal(number)
         _, complained = process.communicate(timeout=60)
@@ -186,7 +188,7 @@ def test_interrupted_experiment_leaves_no_process(tmp_path: Path, number: signal
 def test_interrupted_while_devices_enroll_leaves_no_process(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     with running(str(experiment(tmp_path, rounds=2)), "--out", str(output), cwd=tmp_path) as (process, alive):
-        wait_for(lambda: any(path.is_file() for path in output.glob("*/logs/aggregator.log")))
+        wait_for(process, lambda: any(path.is_file() for path in output.glob("*/logs/aggregator.log")))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 130
@@ -216,6 +218,7 @@ def test_killed_device_does_not_stop_the_round(tmp_path: Path) -> None:
         {
             "name": "killed",
             "function": "function.bundle",
+            "mode": "plain",
             "rounds": 2,
             "cohort": {"size": 3, "over_selection": 1.0, "minimum_reports": 2},
             "round": {"deadline_s": 20},
