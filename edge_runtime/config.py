@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime.data.source import DataSource
+from edge_runtime.eligibility import Rules
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.manifest import Manifest
 from fedless.protocol.tables import Table
@@ -23,7 +24,9 @@ FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
-_SECTIONS = ("limits", "agent", "sandbox", "warm", "data")
+_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "data")
+_QUIET = re.compile(r"|(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
+_PATH = re.compile(r"[^\x00]{0,4096}")
 _SANDBOX_MODE = re.compile(r"auto|required|off")
 _STARTER = """\
 # Settings of this device. Every field with its unit and default: deploy/samples/edge.toml of the fedless sources.
@@ -70,6 +73,15 @@ class WarmSettings:
 
 
 @dataclass(frozen=True)
+class EligibilitySettings:
+    """When this device trains. `metered` is the owner's word on the link; `trace` replaces the device's sensors."""
+
+    rules: Rules = field(default_factory=Rules)
+    metered: bool = False
+    trace: str = ""
+
+
+@dataclass(frozen=True)
 class EdgeConfig:
     """The whole file. `data` has the sources by name, with absolute paths."""
 
@@ -77,6 +89,7 @@ class EdgeConfig:
     agent: AgentSettings = field(default_factory=AgentSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     warm: WarmSettings = field(default_factory=WarmSettings)
+    eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
     data: Mapping[str, DataSource] = field(default_factory=dict)
 
     def source(self, mounts: tuple[str, ...]) -> DataSource:
@@ -118,7 +131,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     sources = values.pop("data", {})
     root = Table.root(values)
     config = EdgeConfig(
-        _limits(root), _agent(root), _sandbox(root), _warm(root),
+        _limits(root), _agent(root), _sandbox(root), _warm(root), _eligibility(root, path.parent),
         _sources(sources, path.resolve().parent, complaints),
     )  # fmt: skip
     complaints = root.close() + complaints
@@ -167,6 +180,29 @@ def _warm(root: Table) -> WarmSettings:
         memory_mb=table.integer("memory_mb", 0, 1 << 20, WarmSettings.memory_mb),
         keep_s=table.integer("keep_s", 1, 86_400, WarmSettings.keep_s),
     )
+
+
+def _eligibility(root: Table, folder: Path) -> EligibilitySettings:
+    table = root.optional("eligibility") or Table.root({})
+    quiet, trace = table.text("quiet", _QUIET, ""), table.text("trace", _PATH, "")
+    rules = Rules(
+        mains_only=table.flag("mains_only", default=Rules.mains_only),
+        min_battery=table.real("min_battery", 0.0, 1.0, Rules.min_battery),
+        max_temperature_c=table.real("max_temperature_c", 0.0, 200.0, Rules.max_temperature_c),
+        max_load=table.real("max_load", 0.0, 1000.0, Rules.max_load),
+        min_free_mb=table.integer("min_free_mb", 0, 1 << 20, Rules.min_free_mb),
+        metered_mb_per_day=table.integer("metered_mb_per_day", 0, 1 << 20, Rules.metered_mb_per_day),
+        min_link_mbit=table.real("min_link_mbit", 0.0, 1e6, Rules.min_link_mbit),
+        quiet=_minutes(quiet) if quiet else None,
+    )
+    metered = table.flag("metered", default=EligibilitySettings.metered)
+    return EligibilitySettings(rules, metered, str((folder / trace).absolute()) if trace else "")
+
+
+def _minutes(text: str) -> tuple[int, int]:
+    """`22:00-06:00` in minutes of the day."""
+    begin, end = ((int(part[:2]), int(part[3:])) for part in text.split("-"))
+    return begin[0] * 60 + begin[1], end[0] * 60 + end[1]
 
 
 def _sources(values: object, folder: Path, complaints: list[str]) -> dict[str, DataSource]:

@@ -22,6 +22,7 @@ from fedless.protocol.errors import Code, LocalError
 
 FILE = "functions.db"
 FOLDER = "functions"
+FLEET, SCHEDULE = "fleet", "schedule"
 KEPT = 2
 CALLS_KEPT = 1000
 _SCHEMA = 1
@@ -32,6 +33,7 @@ CREATE TABLE versions (
     space TEXT NOT NULL, model TEXT NOT NULL DEFAULT '', installed_at_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE seen (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE traffic (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE calls (
     number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL,
     kind TEXT NOT NULL, start TEXT NOT NULL, caller TEXT NOT NULL, queue_ms REAL NOT NULL, start_ms REAL NOT NULL,
@@ -192,6 +194,19 @@ class Functions:
         with self._change():
             cursor = self._db.execute(f"INSERT INTO calls VALUES (NULL{', ?' * len(row)})", row)  # noqa: S608
             self._db.execute("DELETE FROM calls WHERE number <= ?", ((cursor.lastrowid or 0) - CALLS_KEPT,))
+
+    def add_bytes(self, day: str, count: int) -> None:
+        """So many bytes went over the link; other days than `day` are forgotten."""
+        with self._change():
+            self._db.execute("DELETE FROM traffic WHERE day != ?", (day,))
+            self._db.execute(
+                "INSERT INTO traffic VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes",
+                (day, count),
+            )
+
+    def used_bytes(self, day: str) -> int:
+        """What went over the link that day."""
+        return int(sum(row[0] for row in self._read("SELECT bytes FROM traffic WHERE day = ?", (day,))))
 
     def calls(self, name: str = "", most: int = CALLS_KEPT) -> list[Call]:
         """The newest invocations, newest first."""

@@ -22,14 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from edge_runtime.clock import not_before, unix_ms
+from edge_runtime.clock import not_before
 from edge_runtime.journal import FILE as JOURNAL
-from edge_runtime.journal import REPORTED, Journal, OpenRound
+from edge_runtime.journal import Journal, OpenRound
 from edge_runtime.log import say
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
+    from edge_runtime.eligibility import Verdict
     from edge_runtime.invocation import Invocation, Timings
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
@@ -72,6 +73,7 @@ class Participant:
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
     starts: Starts = field(init=False)
+    verdict: Verdict = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
 
     def run(self) -> None:
@@ -137,8 +139,10 @@ class Participant:
             return
         from edge_runtime.config import FILE, load
         from edge_runtime.outbox import Outbox
+        from edge_runtime.telling import fit
 
         self.config = load(self.state / FILE)
+        self.verdict = fit(self.config, self.starts.functions)
         self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
         self.outbox.clean()
         for open_round in open_rounds:
@@ -189,6 +193,8 @@ class Participant:
             return Code.INSTANCE_FAILED.value, f"It was begun {ATTEMPTS_MAX} times and never came to an end."
         if ticket.not_after_ms <= self.now_ms():
             return Code.ROUND_CLOSED.value, "Its deadline passed before it was run."
+        if not self.verdict.eligible:
+            return Code.NOT_NOW.value, f"This device does not train now: {self.verdict.reason}."
         try:
             header, payload = self._invocation(link).run(ticket, timings)
             at = monotonic_ms()
@@ -240,28 +246,14 @@ class Participant:
                 self.observe("ended", report.header.round_id)
 
     def _tell(self, link: Link, ticket: Ticket, timings: Timings, outcome: str) -> None:
-        """Metrics and profile: worth one attempt, never an error."""
-        from edge_runtime.profile import device_status, peak_rss_mb
-        from fedless.protocol.messages import InvocationMetrics
+        """Statistics here, metrics and profile there; then it may be time for a new certificate."""
+        from edge_runtime import telling
 
         timings.lap("total", timings.received)
-        metrics = InvocationMetrics(
-            round_id=ticket.round_id,
-            start=timings.start,
-            timings_ms=timings.phases,
-            bytes_down=link.bytes_down,
-            bytes_up=link.bytes_up,
-            peak_rss_mb=timings.peak_rss_mb,
-            participant_peak_rss_mb=peak_rss_mb(),
-            agent_rss_mb=self.wake.agent_rss_mb,
-            outcome=outcome if outcome == REPORTED else Code.of(outcome).value,
-        )
-        try:
-            link.put_metrics(metrics)
-            status = device_status(self.state, self.wake.agent_rss_mb, self.journal.counters())
-            self.journal.set_clock(link.report_status(status), unix_ms())
-        except PeerError as error:
-            say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
+        verdict, rss_mb = self.verdict, self.wake.agent_rss_mb
+        ended = telling.Ended(ticket, timings, outcome, verdict, rss_mb)
+        telling.record(self.starts.functions, ended, link.bytes_down + link.bytes_up)
+        telling.tell(link, self.state, self.journal, ended)
         if self.identity.renewal_due(self.now_ms()):
             self._renew(link)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_runtime.functions import Functions
 from edge_runtime.journal import Journal
 from edge_runtime.participant import WakeUp, serve
 from edge_runtime.status import collect, lines
+from edge_runtime.telling import today
 from fedless.protocol.errors import Code
 from fedless.protocol.messages import Kind, Mode, Ticket
 from tests.edge_fleet import FOREIGN_KEY, PARAMETERS, FakeAggregator, Fleet, now_ms, wake_bytes
@@ -80,6 +82,39 @@ def test_a_round_is_trained_and_reported(fleet: Fleet, aggregator: FakeAggregato
     assert status.refusals == {"reported": 1}
     shown = "\n".join(lines(collect(state)))
     assert "round 1 (train): reported" in shown
+
+
+def test_statistics_are_kept_on_the_device(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    aggregator.open(ticket, task)
+    assert wake(state, wake_bytes(ticket)) == 0
+    functions = Functions(state)
+    (call,) = functions.calls()
+    assert (call.name, call.version, call.start, call.caller) == ("mnist-mlp", 1, "cold", "fleet")
+    assert call.outcome == "reported"
+    assert 0 < call.run_ms < call.total_ms
+    assert functions.used_bytes(today()) >= 4 * PARAMETERS
+    (version,) = functions.versions("mnist-mlp")
+    assert version.model == hashlib.sha256(fleet.model).hexdigest()
+    functions.close()
+
+
+def test_a_device_that_may_not_train_says_why_and_until_when(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    (state / "trace.jsonl").write_text('{"at_ms": 0, "battery": 0.1, "mains": false}\n')
+    with (state / "edge.toml").open("a") as file:
+        file.write('[eligibility]\ntrace = "trace.jsonl"\n')
+    task = fleet.task()
+    ticket = fleet.ticket(CLIENT, 1, task)
+    here = aggregator.open(ticket, task)
+    assert wake(state, wake_bytes(ticket)) == 0
+    assert here.accepted == 0
+    assert counters(state) == {"not_now": 1}
+    assert aggregator.metrics[-1].outcome == "not_now"
+    assert aggregator.statuses[-1].not_before_reason == "its battery is at 10%, under 30%"
+    assert aggregator.statuses[-1].not_before_ms > now_ms()
 
 
 def test_second_round_downloads_nothing_again(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
