@@ -6,9 +6,11 @@ what to use instead.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -63,7 +65,7 @@ def _convert(model: Model) -> bytes:
     module.grad = _signature(model.grad, model.specs(labels=True, masks=True))
     module.evaluate = _signature(model.evaluate, model.specs(labels=True, masks=False))
     module.infer = _signature(model.infer, model.specs(labels=False, masks=False))
-    with tempfile.TemporaryDirectory(prefix="fedless-convert-") as directory:
+    with tempfile.TemporaryDirectory(prefix="fedless-convert-") as directory, _quiet():
         # from_concrete_functions would lose the signatures' names. Exported custom gradients are of no use to
         # the converter and take minutes for unrolled recurrences.
         tf.saved_model.save(
@@ -76,6 +78,21 @@ def _convert(model: Model) -> bytes:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converted: bytes = converter.convert()
     return converted
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TensorFlow's warnings that custom gradients are not exported: that is what we want."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "custom gradients" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _signature(function: Callable[[Mapping[str, Any]], dict[str, Any]], specs: Mapping[str, Any]) -> Any:  # noqa: ANN401

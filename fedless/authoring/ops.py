@@ -17,17 +17,40 @@ Tensor = Any
 Gradient = Callable[..., Any]
 
 
-def matmul(x: Tensor, w: Tensor) -> Tensor:
-    """X [M, K] times w [K, N], float32."""
+def matmul(x: Tensor, w: Tensor, *, repeated: bool = False) -> Tensor:
+    """x [M, K] times w [K, N], float32. `repeated`: the same w is used many times, as in a recurrence."""
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def run(x: Tensor, w: Tensor) -> tuple[Tensor, Gradient]:
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            return _product(dy, _transposed(w)), _weight_gradient(x, dy)
+            return _input_gradient(dy, w), _weight_gradient(x, dy)
 
-        return _product(x, w), gradient
+        # XNNPACK packs the right side at every product: w turned once goes to the left.
+        return _turned_product(tf.transpose(w), x) if repeated else _product(x, w), gradient
 
     return run(x, w)
+
+
+def recurrence(z: Tensor, w: Tensor, states: list[Tensor]) -> Tensor:
+    """Z [T * B, N] unchanged; in the backward pass, w [K, N] gets the gradient of all steps' products at once.
+
+    For a loop that adds `matmul(states[t - 1], stop_gradient(w))` to step t of z, with states [B, K] that the
+    caller appends: what arrives here as z's gradient is that of the sums. One large product instead of T
+    small ones and T sums of w's size.
+    """
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def run(z: Tensor, w: Tensor) -> tuple[Tensor, Gradient]:
+        def gradient(dz: Tensor) -> tuple[Tensor, Tensor]:
+            b = states[0].shape[0]
+            if len(states) == 1:
+                return dz, 0.0 * w
+            later = tf.slice(dz, [b, 0], [dz.shape[0] - b, dz.shape[1]])
+            return dz, _weight_gradient(tf.concat(states[:-1], 0), later)
+
+        return tf.identity(z), gradient
+
+    return run(z, w)
 
 
 def relu(x: Tensor) -> Tensor:
@@ -48,7 +71,7 @@ def conv2d(x: Tensor, w: Tensor) -> Tensor:
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
             dy = tf.reshape(dy, [b * rows * columns, f])
-            dp = tf.reshape(_product(dy, _transposed(kernel)), [b, rows, columns, depth])
+            dp = tf.reshape(_input_gradient(dy, kernel), [b, rows, columns, depth])
             return _col2im(dp, k, kw), tf.reshape(_weight_gradient(patches, dy), [k, kw, c, f])
 
         return tf.reshape(_product(patches, kernel), [b, rows, columns, f]), gradient
@@ -108,6 +131,19 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     right = b if b.shape.rank == 3 else tf.reshape(b, [1, *b.shape])  # noqa: PLR2004
     product = tf.matmul(tf.reshape(a, [1, *a.shape]), right)
     return tf.reshape(product, [a.shape[0], right.shape[2]])
+
+
+def _turned_product(a: Tensor, x: Tensor) -> Tensor:
+    """(a x^T)^T for a [N, K], x [M, K]: [M, N], with the larger factor on the left, where it is not packed."""
+    return tf.transpose(_product(a, tf.transpose(x)))
+
+
+def _input_gradient(dy: Tensor, w: Tensor) -> Tensor:
+    """dy w^T for dy [M, N], w [K, N], by the cheaper transposes: that of w, or those of dy and the result."""
+    (m, n), k = dy.shape, w.shape[0]
+    if m * (n + k) <= n * k:
+        return _turned_product(w, dy)
+    return _product(dy, _transposed(w))
 
 
 def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:

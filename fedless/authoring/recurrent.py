@@ -64,13 +64,16 @@ class _Recurrent(Layer):
             Weight("recurrent_kernel", (self.units, self.gates * self.units), "orthogonal"),
         )
 
-    def _steps(self, kernel: Tensor, bias: Tensor, x: Tensor) -> list[Tensor]:
-        """The input's part of the gates, [B, gates * units] for each time step."""
+    def _inputs(self, kernel: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        """The input's part of the gates for all time steps, [T * B, gates * units]."""
         b, steps, features = x.shape
         # Time first: then one step is a contiguous piece.
         flat = tf.reshape(tf.transpose(x, [1, 0, 2]), [steps * b, features])
-        parts: list[Tensor] = tf.split(ops.matmul(flat, kernel) + bias, steps, 0)
-        return parts
+        return ops.matmul(flat, kernel) + bias
+
+    def _product(self, state: Tensor, recurrent: Tensor) -> Tensor:
+        """One step's product; `ops.recurrence` has its gradient for the weights."""
+        return ops.matmul(state, tf.stop_gradient(recurrent), repeated=True)
 
     def _result(self, states: list[Tensor]) -> Tensor:
         return tf.stack(states, axis=1) if self.return_sequences else states[-1]
@@ -88,15 +91,15 @@ class LSTM(_Recurrent):
     def apply(self, weights: Sequence[Tensor], x: Tensor) -> Tensor:
         """As Keras' LSTM."""
         kernel, recurrent, bias = weights
-        hidden = cell = None
-        states = []
-        for part in self._steps(kernel, bias, x):
-            gates = part if hidden is None else part + ops.matmul(hidden, recurrent)
+        cell = None
+        states: list[Tensor] = []
+        inputs = ops.recurrence(self._inputs(kernel, bias, x), recurrent, states)
+        for part in tf.split(inputs, x.shape[1], 0):
+            gates = part + self._product(states[-1], recurrent) if states else part
             i, f, c, o = tf.split(gates, 4, 1)
             fresh = tf.sigmoid(i) * tf.tanh(c)
             cell = fresh if cell is None else tf.sigmoid(f) * cell + fresh
-            hidden = tf.sigmoid(o) * tf.tanh(cell)
-            states.append(hidden)
+            states.append(tf.sigmoid(o) * tf.tanh(cell))
         return self._result(states)
 
 
@@ -113,13 +116,15 @@ class GRU(_Recurrent):
         """As Keras' GRU."""
         kernel, recurrent, bias = weights
         outer, inner = (tf.reshape(part, [3 * self.units]) for part in tf.split(bias, 2, 0))
-        hidden = tf.zeros([x.shape[0], self.units])
-        states = []
-        for part in self._steps(kernel, outer, x):
+        states: list[Tensor] = []
+        inputs = self._inputs(kernel, outer, x)
+        biases = ops.recurrence(0.0 * inputs + inner, recurrent, states)
+        steps = x.shape[1]
+        for part, own in zip(tf.split(inputs, steps, 0), tf.split(biases, steps, 0), strict=True):
             xz, xr, xh = tf.split(part, 3, 1)
-            hz, hr, hh = tf.split(ops.matmul(hidden, recurrent) + inner, 3, 1)
+            hz, hr, hh = tf.split(own + self._product(states[-1], recurrent) if states else own, 3, 1)
             update = tf.sigmoid(xz + hz)
             candidate = tf.tanh(xh + tf.sigmoid(xr + hr) * hh)
-            hidden = update * hidden + (1.0 - update) * candidate
-            states.append(hidden)
+            fresh = (1.0 - update) * candidate
+            states.append(update * states[-1] + fresh if states else fresh)
         return self._result(states)
