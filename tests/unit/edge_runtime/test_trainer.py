@@ -104,7 +104,9 @@ def test_the_events_tell_the_story(make: Make) -> None:
 
 
 def test_max_steps_ends_training_early(make: Make) -> None:
-    assert run(make(rule=ClientRule(local_epochs=5, max_steps=3))).steps == 3
+    outcome = run(make(rule=ClientRule(local_epochs=5, max_steps=3)))
+    assert outcome.steps == 3
+    assert 100 * 1.5 < outcome.sums["loss"] < 100 * 3.5  # of 96 examples seen, told for all 100
 
 
 def test_examples_beyond_the_last_full_batch_count(make: Make, tmp_path: Path) -> None:
