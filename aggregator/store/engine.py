@@ -102,7 +102,7 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 done = [_attempt(connection, piece) for piece in pieces]
-        except Exception as error:  # noqa: BLE001 - told to those who wait for it
+        except BaseException as error:  # noqa: BLE001 - told to those who wait for it, whatever it is
             done = [partial(piece.future.set_exception, _own_error(error)) for piece in pieces]
         for tell in done:
             tell()
@@ -150,7 +150,7 @@ def _create(connection: Connection) -> None:
         raise LocalError(Code.WRONG_STATE, detail, fix="Use the version of fedless that made it.")
 
 
-def _own_error(error: Exception) -> Exception:
+def _own_error(error: BaseException) -> BaseException:
     """The `LocalError` that says what is wrong with the machine; other mistakes are bugs and stay so."""
     origin = error.orig if isinstance(error, exc.DatabaseError) else None
     code = getattr(origin, "sqlite_errorcode", 0) & 0xFF

@@ -165,3 +165,17 @@ async def test_a_closed_database_says_so(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(RuntimeError, match="closed"):
         await database.run(names)
+
+
+async def test_no_error_leaves_anybody_waiting(tmp_path: Path) -> None:
+    class PowerCut(BaseException):
+        pass
+
+    def cut(_connection: Connection) -> None:
+        raise PowerCut
+
+    database = Database.open(url(tmp_path))
+    with pytest.raises(PowerCut):
+        await database.run(cut)
+    assert database.run_now(names) == []
+    database.close()
