@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import harness
 
@@ -20,6 +21,7 @@ from fedless.experiments.run import train
 
 DEVICES = 10
 ROUNDS = 7
+WARM_MB = 512
 FUNCTION = harness.MNIST / "function"
 FLOOR = """
 import hashlib, sys
@@ -39,8 +41,28 @@ print(hashlib.sha256(params).hexdigest(), flush=True)
 
 
 def main() -> None:
-    """Measure rounds, then the floor."""
-    devices = [Device(f"edge-{number:02d}", harness.images(1)) for number in range(1, DEVICES + 1)]
+    """Measure the floor, cold rounds and warm rounds."""
+    floors = [floor_s() for _ in range(3)]
+    cold, warm = measure(0), measure(WARM_MB)
+    floor = harness.middle(floors, 3)
+    harness.finish(
+        "round_overhead",
+        cold=cold,
+        warm=warm,
+        reference={"floor_s": floor, "what": "10 plain TFLite processes, as many at once as cores"},
+        ratio_cold=round(cold["round_s"]["median_later"] / floor, 2),
+        ratio_warm=round(warm["round_s"]["median_later"] / floor, 2),
+        goal={"cold_s": 3.0, "warm_s": 0.6, "ratio_cold": 2.0},
+        anchors={"flower_1.41_round_s": [10.2, 17.0]},
+        devices=DEVICES,
+        parameters=582_026,
+    )
+
+
+def measure(warm_mb: int) -> dict[str, Any]:
+    """Rounds of devices that keep so much between wake-ups."""
+    settings = {"warm": {"memory_mb": warm_mb}}
+    devices = [Device(f"edge-{number:02d}", harness.images(1), settings) for number in range(1, DEVICES + 1)]
     with (
         harness.scratch() as folder,
         harness.quiet() as progress,
@@ -52,32 +74,23 @@ def main() -> None:
         task = harness.task("overhead", ROUNDS, DEVICES, max_steps=1)
         _, rounds = train(fleet, fleet.operator(), FUNCTION, task, b"", folder / "rounds.jsonl", progress)
         cpu = (harness.family_cpu_s(pids) - cpu) / ROUNDS
-    floors = [floor_s() for _ in range(3)]
-    seconds, floor = [entry["seconds"] for entry in rounds], harness.middle(floors, 3)
-    later = harness.middle(seconds[1:], 3)
+    seconds = [entry["seconds"] for entry in rounds]
     invocations = [client for entry in rounds[1:] for client in entry["clients"].values()]
-    harness.finish(
-        "round_overhead",
-        round_s={
+    return {
+        "round_s": {
             "first_with_downloads": round(seconds[0], 3),
-            "median_later": later,
-            "slowest": max(seconds[1:]),
+            "median_later": harness.middle(seconds[1:], 3),
+            "slowest_later": max(seconds[1:]),
         },
-        phases_ms={name: round(ms, 1) for name, ms in rounds[-1]["phases_ms"].items()},
-        device_ms={
+        "phases_ms": {name: round(ms, 1) for name, ms in rounds[-1]["phases_ms"].items()},
+        "device_ms": {
             name: harness.middle([client["timings_ms"].get(name, 0.0) for client in invocations], 1)
-            for name in (invocations[0]["timings_ms"] if invocations else ())
+            for name in sorted(invocations[0]["timings_ms"])
         },
-        starts={kind: sum(c["start"] == kind for c in invocations) for kind in ("cold", "warm")},
-        cpu_s_per_round=round(cpu, 3),
-        cpu_bound_s=round(cpu / (os.cpu_count() or 1), 3),
-        reference={"floor_s": floor, "what": "10 plain TFLite processes, as many at once as cores"},
-        ratio=round(later / floor, 2),
-        goal={"cold_s": 3.0, "warm_s": 0.6, "ratio": 2.0},
-        anchors={"flower_1.41_round_s": [10.2, 17.0]},
-        devices=DEVICES,
-        parameters=582_026,
-    )
+        "starts": {kind: sum(c["start"] == kind for c in invocations) for kind in ("cold", "warm")},
+        "cpu_s_per_round": round(cpu, 3),
+        "cpu_bound_s": round(cpu / (os.cpu_count() or 1), 3),
+    }
 
 
 def floor_s() -> float:

@@ -44,10 +44,14 @@ class Data:
 
 @dataclass(frozen=True)
 class ClientGroup:
-    """`count` clients of one kind: `edge` is an agent process on this machine."""
+    """`count` clients of one kind: `edge` is an agent process on this machine.
+
+    `warm_mb` is what a device may keep in memory between wake-ups, MB (0: every start is cold).
+    """
 
     kind: str
     count: int
+    warm_mb: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,11 @@ def _partition(table: Table) -> Partition:
 
 
 def _group(table: Table) -> ClientGroup:
-    return ClientGroup(table.choice("kind", CLIENT_KINDS), table.integer("count", 1, MAX_CLIENTS))
+    return ClientGroup(
+        table.choice("kind", CLIENT_KINDS),
+        table.integer("count", 1, MAX_CLIENTS),
+        table.integer("warm_mb", 0, 65_536, 0),
+    )
 
 
 def _seeds(value: object, complaints: list[str]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -46,10 +46,11 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class Device:
-    """One device to be: its id and the .npz bytes of its own examples."""
+    """One device to be: its id, the .npz bytes of its own examples, and further tables of its edge.toml."""
 
     client_id: str
     examples: bytes = field(repr=False)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class LocalFleet:
@@ -145,8 +146,8 @@ class LocalFleet:
         def enroll(device: Device) -> None:
             state = self.state_folder(device.client_id)
             write_private(state / DATA_FILE, device.examples)
-            settings = write_tables({"data": {self._source: {"kind": "npz", "path": DATA_FILE}}})
-            write_private(state / "edge.toml", settings.encode())
+            data = {self._source: {"kind": "npz", "path": DATA_FILE}}
+            write_private(state / "edge.toml", write_tables({**device.settings, "data": data}).encode())
             argv = (*EDGE, "enroll", "--state", str(state))
             self.children.run(device.client_id, argv, f"{claims[device.client_id]}\n".encode(), ENROLL_S)
 

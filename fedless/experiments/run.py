@@ -104,11 +104,15 @@ def _prepare(experiment: Experiment, seed: int, manifest: Manifest) -> tuple[lis
     split = datasets.load(experiment.data, seed)
     _check_names(manifest.model, split)
     parts = divide(experiment.partition, split.train[experiment.data.label], experiment.clients, seed)
-    kinds = [group.kind for group in experiment.groups for _ in range(group.count)]
-    digits = len(str(len(kinds)))
+    groups = [group for group in experiment.groups for _ in range(group.count)]
+    digits = len(str(len(groups)))
     devices = [
-        Device(f"{kind}-{number:0{digits}d}", datasets.to_npz(datasets.take(split.train, part)))
-        for number, (kind, part) in enumerate(zip(kinds, parts, strict=True), 1)
+        Device(
+            f"{group.kind}-{number:0{digits}d}",
+            datasets.to_npz(datasets.take(split.train, part)),
+            {"warm": {"memory_mb": group.warm_mb}},
+        )
+        for number, (group, part) in enumerate(zip(groups, parts, strict=True), 1)
     ]
     return devices, datasets.to_npz(split.test)
 
