@@ -19,6 +19,7 @@ import sys
 import time
 
 from edge_runtime.disk import write_whole
+from edge_runtime.doorway import PAUSE_S, Doorway
 from edge_runtime.handover import Child, Wake
 from edge_runtime.log import say
 from edge_runtime.wake import Allowance, WakeLine, jitter
@@ -36,7 +37,9 @@ FIRST_PAUSE_S = 1.0
 class Agent:
     """The idle loop over one state directory. `options` are those of `main`."""
 
-    def __init__(self, state: str, options: dict[str, int], command: list[str]) -> None:
+    def __init__(
+        self, state: str, options: dict[str, int], command: list[str], local: list[str] | None = None
+    ) -> None:
         self.state = state
         self.options = options
         self._command = command
@@ -60,6 +63,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         self._selector.register(self._signals, selectors.EVENT_READ, "signal")
+        self._door = Doorway(local[0], local[1:], self._selector) if local else None
 
     def run(self) -> None:
         """Idle until SIGTERM or SIGINT, then drain."""
@@ -69,9 +73,12 @@ class Agent:
         while self._stop_at is None:
             self._connect()
             self._start()
-            self._wait(self._next_s())
+            door_at = None if self._door is None else self._door.look()
+            self._wait(self._next_s() if door_at is None else min(self._next_s(), PAUSE_S))
         say("agent", "draining", participant=self._child.pid if self._child else None)
         self._line.close()
+        if self._door is not None:
+            self._door.close(signal.SIGTERM)
         self._drain()
         self._tell("stopped", "")
 
@@ -109,6 +116,8 @@ class Agent:
                 self._hear()
             elif key.data == "ended":
                 self._ended()
+            elif callable(key.data):  # the doorway's
+                key.data()
         if self._line.socket is not None and (
             self._line.pending or any(key.data == "mqtt" for key, _ in found)
         ):
@@ -315,7 +324,10 @@ def _why(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop: `--state DIR --NAME NUMBER ... -- COMMAND ...`, the command starts a participant."""
+    """Run until told to stop: `--state DIR --NAME NUMBER ... -- COMMAND ... [-- SOCKET COMMAND ...]`.
+
+    The first command starts a participant, the second one the local API, which serves SOCKET.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     cut = given.index("--")
     named = dict(zip(given[:cut:2], given[1:cut:2], strict=True))
@@ -330,6 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
         error = LocalError(Code.STATE_LOCKED, detail, fix="Stop it, or use another --state.")
         sys.stderr.write(f"fedless-edge: {error}\n")
         return 1
-    Agent(state, options, given[cut + 1 :]).run()
+    command = given[cut + 1 :]
+    local = command[command.index("--") + 1 :] if "--" in command else []
+    Agent(state, options, command[: len(command) - len(local) - bool(local)], local).run()
     os.close(lock)
     return 0

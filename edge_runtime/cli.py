@@ -136,6 +136,8 @@ def _run(given: argparse.Namespace) -> int:
         *start,
         *participant,
     ]
+    if config.local.socket:
+        command += ["--", config.local.socket, *start, "edge_runtime.local_api", "--state", state]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | _LEAN)  # noqa: S606 - no shell is wanted
 

@@ -24,8 +24,9 @@ FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
-_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "data")
+_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "local", "data")
 _QUIET = re.compile(r"|(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,10}")
 _PATH = re.compile(r"[^\x00]{0,4096}")
 _SANDBOX_MODE = re.compile(r"auto|required|off")
 _STARTER = """\
@@ -82,6 +83,18 @@ class EligibilitySettings:
 
 
 @dataclass(frozen=True)
+class LocalSettings:
+    """Invocations by this device's own programs, on the Unix socket `socket` (empty: none)."""
+
+    socket: str = ""
+    users: tuple[str, ...] = ()
+    per_minute: int = 60
+    concurrency: int = 1
+    queue: int = 8
+    wait_s: int = 30
+
+
+@dataclass(frozen=True)
 class EdgeConfig:
     """The whole file. `data` has the sources by name, with absolute paths."""
 
@@ -90,6 +103,7 @@ class EdgeConfig:
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     warm: WarmSettings = field(default_factory=WarmSettings)
     eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
     data: Mapping[str, DataSource] = field(default_factory=dict)
 
     def source(self, mounts: tuple[str, ...]) -> DataSource:
@@ -131,7 +145,8 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     sources = values.pop("data", {})
     root = Table.root(values)
     config = EdgeConfig(
-        _limits(root), _agent(root), _sandbox(root), _warm(root), _eligibility(root, path.parent),
+        _limits(root), _agent(root), _sandbox(root), _warm(root),
+        _eligibility(root, path.parent), _local(root, path.parent),
         _sources(sources, path.resolve().parent, complaints),
     )  # fmt: skip
     complaints = root.close() + complaints
@@ -203,6 +218,19 @@ def _minutes(text: str) -> tuple[int, int]:
     """`22:00-06:00` in minutes of the day."""
     begin, end = ((int(part[:2]), int(part[3:])) for part in text.split("-"))
     return begin[0] * 60 + begin[1], end[0] * 60 + end[1]
+
+
+def _local(root: Table, folder: Path) -> LocalSettings:
+    table = root.optional("local") or Table.root({})
+    socket = table.text("socket", _PATH, "")
+    return LocalSettings(
+        socket=str((folder / socket).absolute()) if socket else "",
+        users=table.texts("users", _USER, 64),
+        per_minute=table.integer("per_minute", 1, 100_000, LocalSettings.per_minute),
+        concurrency=table.integer("concurrency", 1, 16, LocalSettings.concurrency),
+        queue=table.integer("queue", 0, 1024, LocalSettings.queue),
+        wait_s=table.integer("wait_s", 1, 3600, LocalSettings.wait_s),
+    )
 
 
 def _sources(values: object, folder: Path, complaints: list[str]) -> dict[str, DataSource]:

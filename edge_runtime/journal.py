@@ -278,6 +278,8 @@ class Journal:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not read_only:
             db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        elif version == 0:
+            raise LocalError(Code.STATE_MISSING, f"{self._path} is being made.")
         elif version != SCHEMA:
             raise LocalError(
                 Code.STATE_CORRUPT,

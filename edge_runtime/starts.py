@@ -8,6 +8,7 @@ was started early is thrown away.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,7 +141,8 @@ class Starts:
         )  # fmt: skip
         known = self.functions.find(unpacked.digest)
         if known is None or (known.space, known.model) != (space, model):
-            self.functions.install(self.last, now_ms)
+            for gone in self.functions.install(self.last, now_ms):
+                shutil.rmtree(self.functions.folder(gone), ignore_errors=True)
 
     def _drop_server(self) -> None:
         if self._server is not None:

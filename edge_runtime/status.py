@@ -72,9 +72,12 @@ def lines(found: dict[str, object]) -> list[str]:
 
 
 def _journal(state: Path) -> dict[str, object]:
-    if not (state / JOURNAL).exists():
+    try:
+        journal = Journal.open(state / JOURNAL, read_only=True)
+    except LocalError as error:
+        if error.code is not Code.STATE_MISSING:
+            raise
         return {"last_round": None, "counters": {}, "reasons": [], "outbox": {"reports": 0, "bytes": 0}}
-    journal = Journal.open(state / JOURNAL, read_only=True)
     try:
         reports = len(journal.reports())
         return {

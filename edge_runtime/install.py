@@ -1,0 +1,39 @@
+"""Bring a function onto this device by hand: verify the bundle, unpack it, make it the newest version.
+
+Called by `fedless-edge functions install`. The same checks as for a bundle that comes with a round: the publisher's
+signature, the paths, the runtime, and that no older version takes the place of one that was seen.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edge_runtime import bundle
+from edge_runtime.clock import unix_ms
+from edge_runtime.config import FILE, load
+from edge_runtime.functions import FOLDER, Functions, Installed
+from edge_runtime.keystore import Keystore
+from edge_runtime.starts import Starts
+from fedless.protocol import bundle_format
+
+
+def install(state: Path, data: bytes) -> Installed:
+    """The owner: a new newest version. Raises `FedlessError` as `bundle.unpack`, and DATA_MISSING, STATE_MISSING."""
+    publishers = Keystore(state).load().publishers
+    digest = bundle_format.digest(data)
+    functions = Functions(state)
+    try:
+        manifest, _ = bundle.verify(data, digest, publishers)
+        newest = functions.newest_seen(manifest.name)
+        unpacked = bundle.unpack(data, digest, publishers, state / FOLDER, newest)
+        space = Starts(state, functions).space(unpacked, load(state / FILE))
+        found = Installed(
+            digest, manifest.name, manifest.version, manifest.entry,
+            proved=False, failures=0, given_up=False, space=space, model="",
+        )  # fmt: skip
+        for gone in functions.install(found, unix_ms()):
+            shutil.rmtree(functions.folder(gone), ignore_errors=True)
+        return found
+    finally:
+        functions.close()

@@ -1,0 +1,256 @@
+"""Local invocations: drives `lifecycle.Function` for each function, with fork servers as its instances.
+
+Called by `local_api`, from one thread for each caller. The automaton decides who runs when, on which version; this
+module starts and stops servers, waits, and writes down how versions do. Nothing of it needs the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_runtime import bundle, lifecycle
+from edge_runtime.clock import unix_ms
+from edge_runtime.config import EdgeConfig
+from edge_runtime.functions import FOLDER, Call, Functions
+from edge_runtime.jobs import Job, JobKind, Outcome
+from edge_runtime.log import say
+from edge_runtime.starts import Starts
+from edge_runtime.warm import ForkServer
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.manifest import BUILTIN_ENTRY
+
+_BLAME = frozenset(
+    {Code.INSTANCE_FAILED, Code.INSTANCE_TIMEOUT, Code.INSTANCE_MEMORY, Code.INSTANCE_BAD_RESULT}
+)
+"""What a function is to blame for; wrong inputs are the caller's."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an invocation gave: JSON values, and how long it took, ms."""
+
+    value: object
+    start: str
+    version: int
+    total_ms: float
+
+
+@dataclass
+class _Served:
+    """One function: its automaton, its servers by digest, and what was decided about invocations."""
+
+    automaton: lifecycle.Function
+    servers: dict[str, ForkServer] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)
+    granted: dict[int, lifecycle.Run] = field(default_factory=dict)
+    refused: dict[int, Code] = field(default_factory=dict)
+
+
+class Pool:
+    """All functions of one state directory. Thread-safe; `close` ends the servers."""
+
+    def __init__(self, state: Path, config: EdgeConfig, functions: Functions) -> None:
+        self._state = state
+        self._config = config
+        self.functions = functions
+        self._starts = Starts(state, functions)
+        self._served: dict[str, _Served] = {}
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+
+    def invoke(self, name: str, event: object, caller: str) -> Answer:
+        """Call a function's own entry, or infer with its newest model; `event` and the answer are JSON values.
+
+        Raises `FedlessError`: UNKNOWN_TASK (no such function), QUEUE_FULL, INSTANCE_*, DATA_*, UNKNOWN_BLOB (no model).
+        """
+        since = time.monotonic()
+        number, granted = next(self._numbers), None
+        call = {
+            "at_ms": unix_ms(),
+            "name": name,
+            "version": 0,
+            "kind": "invoke",
+            "start": "cold",
+            "caller": caller,
+        }
+        outcome, times = "done", {"queue_ms": 0.0, "start_ms": 0.0, "run_ms": 0.0}
+        try:
+            granted = self._admit(name, number)
+            times["queue_ms"] = (time.monotonic() - since) * 1000
+            call |= {"version": granted.version}
+            result, start = self._run(name, granted, event)
+            call |= {"start": start, "peak_rss_mb": result.peak_rss_mb}
+            times["run_ms"] = result.timings_ms.get("total_ms", 0.0)
+            return Answer(_value(result), start, granted.version, _since(since))
+        except FedlessError as error:
+            outcome = error.code.value
+            raise
+        finally:
+            if granted is not None:
+                blamed = Code.of(outcome) in _BLAME
+                self._feed(name, lifecycle.Finished(number, failed=blamed))
+            times["total_ms"] = _since(since)
+            times["start_ms"] = max(0.0, times["total_ms"] - times["queue_ms"] - times["run_ms"])
+            self.functions.record(Call(**call, outcome=outcome, **times))  # type: ignore[arg-type]
+
+    def tick(self) -> None:
+        """Let time pass: servers cool down, callers in the queue run out of time."""
+        for name in list(self._served):
+            self._feed(name, lifecycle.TimePassed())
+
+    def close(self) -> None:
+        """End all servers."""
+        with self._changed:
+            for served in self._served.values():
+                for server in served.servers.values():
+                    server.close()
+                served.servers.clear()
+
+    def _admit(self, name: str, number: int) -> lifecycle.Run:
+        """Wait for a turn."""
+        with self._changed:
+            served = self._look_up(name)
+            deadline = _now_ms() + self._config.local.wait_s * 1000
+            self._feed(name, lifecycle.Invoked(number, deadline))
+            while number not in served.granted and number not in served.refused:
+                self._changed.wait(max(0.0, deadline - _now_ms()) / 1000)
+                if _now_ms() >= deadline:
+                    self._feed(name, lifecycle.TimePassed())
+            if number in served.granted:
+                return served.granted.pop(number)
+            code = served.refused.pop(number)
+        raise PeerError(
+            code, f"{name} was not run.", retry_after_ms=1000 if code is Code.QUEUE_FULL else None
+        )
+
+    def _look_up(self, name: str) -> _Served:
+        """The function with all versions that are installed by now."""
+        installed = self.functions.versions(name)
+        if not installed:
+            known = ", ".join(sorted({item.name for item in self.functions.versions()})) or "none"
+            raise LocalError(Code.UNKNOWN_TASK, f"There is no function {name} here; known: {known}.")
+        served = self._served.get(name)
+        if served is None:
+            versions = [item.as_version() for item in installed]
+            served = self._served[name] = _Served(lifecycle.Function(self._limits(), versions))
+        for item in reversed(installed):
+            if all(version.digest != item.digest for version in served.automaton.versions):
+                self._feed(name, lifecycle.Installed(item.version, item.digest))
+        return served
+
+    def _limits(self) -> lifecycle.Limits:
+        local, warm = self._config.local, self._config.warm
+        keep_ms = warm.keep_s * 1000 if warm.memory_mb else 0
+        return lifecycle.Limits(local.concurrency, local.queue, keep_ms)
+
+    def _feed(self, name: str, event: lifecycle.Event) -> None:
+        with self._changed:
+            served = self._served[name]
+            before = [(v.digest, v.proved, v.failures, v.phase) for v in served.automaton.versions]
+            for effect in served.automaton.handle(event, _now_ms()):
+                self._perform(name, served, effect)
+            for version in served.automaton.versions:
+                if (version.digest, version.proved, version.failures, version.phase) not in before:
+                    self.functions.judge(version)
+            self._changed.notify_all()
+
+    def _perform(self, name: str, served: _Served, effect: lifecycle.Effect) -> None:
+        match effect:
+            case lifecycle.Start():
+                threading.Thread(target=self._start, args=(name, effect.digest), daemon=True).start()
+            case lifecycle.Run():
+                served.granted[effect.invocation] = effect
+            case lifecycle.Refuse():
+                served.refused[effect.invocation] = effect.code
+            case lifecycle.Stop() | lifecycle.Forget():
+                server = served.servers.pop(effect.digest, None)
+                if server is not None:
+                    server.close()
+            case lifecycle.RollBack():
+                say("functions", "rolled_back", function=name, given_up=effect.digest[:12], to=effect.to[:12])
+
+    def _start(self, name: str, digest: str) -> None:
+        """In a thread: a server takes 100 ms to import."""
+        server = None
+        try:
+            server = ForkServer.start(self._starts.space(self._unpacked(digest), self._config))
+            server.wait_ready()
+        except FedlessError as error:
+            say("functions", "not_started", function=name, code=error.code.value, why=error.detail)
+            if server is not None:
+                server.close()
+            self._feed(name, lifecycle.Died(digest))
+            return
+        with self._changed:
+            self._served[name].servers[digest] = server
+            self._served[name].fresh.add(digest)
+            self._feed(name, lifecycle.Started(digest))
+
+    def _run(self, name: str, granted: lifecycle.Run, event: object) -> tuple[Outcome, str]:
+        unpacked = self._unpacked(granted.digest)
+        job = self._job(unpacked, event)
+        with self._changed:
+            served = self._served[name]
+            server = served.servers.get(granted.digest)
+            how = "cold" if granted.digest in served.fresh else "warm"
+            served.fresh.discard(granted.digest)
+        if server is None:
+            raise PeerError(Code.INSTANCE_FAILED, f"The server of {name} was ended.")
+        with server.instance() as instance:
+            return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
+
+    def _job(self, unpacked: bundle.Unpacked, event: object) -> Job:
+        manifest, limits = unpacked.manifest, self._config.limits
+        memory_mb = min(limits.memory_mb, manifest.memory_mb) if limits.memory_mb else manifest.memory_mb
+        own = manifest.entry != BUILTIN_ENTRY
+        return Job(
+            kind=JobKind.INVOKE if own else JobKind.INFER,
+            function_dir=str(unpacked.directory.absolute()),
+            parameters=self._model(unpacked, needed=not own),
+            data={name: source.path for name, source in self._config.sources(manifest).items()}
+            if own
+            else {},
+            threads=limits.threads,
+            memory_mb=memory_mb,
+            event=event if own else event or {},
+            confinement=self._starts.confinement(unpacked, self._config, memory_mb),
+        )
+
+    def _model(self, unpacked: bundle.Unpacked, *, needed: bool) -> str:
+        """The newest model's file. Raises `LocalError(UNKNOWN_BLOB)`."""
+        known = self.functions.find(unpacked.digest)
+        path = self._state / "cache" / known.model if known is not None and known.model else None
+        if path is not None and path.is_file():
+            return str(path.absolute())
+        if needed:
+            detail = f"No model of {unpacked.manifest.name} is on this device."
+            raise LocalError(Code.UNKNOWN_BLOB, detail, fix="It comes with the next round of training.")
+        return ""
+
+    def _unpacked(self, digest: str) -> bundle.Unpacked:
+        found = bundle.find(self._state / FOLDER, digest)
+        if found is None:
+            raise LocalError(Code.STATE_MISSING, f"The files of version {digest[:12]} are gone.")
+        return found
+
+
+def _value(result: Outcome) -> object:
+    """JSON values: the function's answer, or {"outputs": rows}."""
+    if result.shape:
+        import numpy as np  # noqa: PLC0415  (only an answer of numbers needs it)
+
+        return {"outputs": np.frombuffer(result.payload, "<f4").reshape(result.shape).tolist()}
+    return json.loads(bytes(result.payload) or b"null")
+
+
+def _now_ms() -> int:
+    return int(time.monotonic() * 1000)
+
+
+def _since(moment: float) -> float:
+    return round((time.monotonic() - moment) * 1000, 3)
