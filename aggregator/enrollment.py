@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from aggregator.authority import Authority, Callers, Issued
 from aggregator.config import Settings
+from aggregator.functions import Functions, is_function
 from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
@@ -70,6 +71,7 @@ class Registrar:
         self._clock = clock
         self._random = random
         self.callers = Callers(authority.der, authority.fleet)
+        self.functions = Functions(database, authority, clock, random)
         self.on_denied: Callable[[frozenset[str]], None] = lambda _: None
 
     async def load(self) -> None:
@@ -136,12 +138,9 @@ class Registrar:
                 return client_id, claim.leaf_der, None
             if claim.expires_at_ms <= now_ms:
                 raise PeerError(Code.CLAIM_EXPIRED, fix="Ask the operator for a new claim.")
-            if store.state_of(connection, client_id) == store.ENROLLED:  # by another claim for the same id
-                raise PeerError(Code.CLAIM_USED, fix="Revoke the client before it joins with another claim.")
-            issued = self._issue(client_id, request.csr_der, now_ms)
+            issued = self._admit(connection, client_id, request.csr_der, claim.expires_at_ms)
             store.use_claim(connection, digest, public_key, issued.chain_der[0], now_ms)
             store.add_certificate(connection, client_id, issued.serial, now_ms, issued.not_after_ms)
-            store.enroll(connection, client_id, now_ms)
             return client_id, issued.chain_der[0], None
 
         client_id, leaf_der, refusal = await self._database.run(exchange)
@@ -168,6 +167,8 @@ class Registrar:
         def record(connection: Connection) -> None:
             if store.state_of(connection, client_id) != store.ENROLLED:
                 raise PeerError(Code.UNKNOWN_CLIENT, fix="Enroll again with a new claim.")
+            if is_function(connection, client_id):
+                raise PeerError(Code.WRONG_ROLE, "A cloud function's certificate ends with its invocation.")
             store.add_certificate(connection, client_id, issued.serial, now_ms, issued.not_after_ms)
 
         await self._database.run(record)
@@ -189,6 +190,13 @@ class Registrar:
         self.on_denied(self.callers.denied)
         _log.info("client_revoked", client=client_id, reason=reason)
 
+    async def add_function(self, client_id: str, platform: str, settings_json: str) -> str:
+        """Registers a cloud function; its deployment as JSON. Raises `PeerError` as `Functions.add`."""
+        terms = self.terms
+        return await self.functions.add(
+            client_id, platform, settings_json, terms.ticket_keys, terms.publisher_keys, terms.policy
+        )
+
     async def eligible(self) -> Sequence[ClientRecord]:
         """All enrolled clients that are not revoked, by id: this is the core's `Fleet`."""
         rows = await self._database.run(store.all_clients)
@@ -201,6 +209,19 @@ class Registrar:
     def revocation_list(self) -> bytes:
         """The deny list as a CRL (PEM), for the broker."""
         return self._authority.revocation_list(sorted(self.callers.denied), self._clock())
+
+    def _admit(self, connection: Connection, client_id: str, csr_der: bytes, claim_ends_ms: int) -> Issued:
+        """A device's long certificate, once; or a function's for one invocation, as often as there are claims."""
+        enrolled = store.state_of(connection, client_id) == store.ENROLLED
+        if is_function(connection, client_id):
+            if not enrolled:
+                raise PeerError(Code.CERTIFICATE_REVOKED, fix="Add the function again.")
+            return self.functions.issue(client_id, csr_der, claim_ends_ms)
+        if enrolled:  # by another claim for the same id
+            raise PeerError(Code.CLAIM_USED, fix="Revoke the client before it joins with another claim.")
+        now_ms = self._clock()
+        store.enroll(connection, client_id, now_ms)
+        return self._issue(client_id, csr_der, now_ms)
 
     def _issue(self, client_id: str, csr_der: bytes, now_ms: int) -> Issued:
         name = identity.Name(self._authority.fleet, identity.Role.DEVICE, client_id)

@@ -86,6 +86,14 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
         return pb.RevokeClientReply()
 
     @guarded(OPERATORS)
+    async def AddFunction(self, request: pb.AddFunctionRequest, _caller: Caller) -> pb.AddFunctionReply:  # noqa: N802
+        """Registers a cloud function; what it is to be deployed with."""
+        deployment = await self._registrar.add_function(
+            request.client_id, request.platform, request.settings_json
+        )
+        return pb.AddFunctionReply(deployment_json=deployment)
+
+    @guarded(OPERATORS)
     async def HasBlob(self, request: pb.HasBlobRequest, _caller: Caller) -> pb.HasBlobReply:  # noqa: N802
         """Whether a blob is here."""
         present = self._blobs.has(request.digest)

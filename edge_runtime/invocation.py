@@ -18,11 +18,10 @@ from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
+from edge_runtime.host import Instances, Memory
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
-from edge_runtime.journal import Journal
 from edge_runtime.keystore import Identity
 from edge_runtime.link import Link, patiently
-from edge_runtime.starts import Starts
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -56,11 +55,11 @@ class Invocation:
 
     identity: Identity
     config: EdgeConfig
-    journal: Journal
+    journal: Memory
     cache: Cache
     functions: Path
     link: Link
-    starts: Starts
+    starts: Instances
     observe: Callable[[str, int], None]
 
     def run(self, ticket: Ticket, timings: Timings) -> tuple[ReportHeader, bytes | bytearray]:

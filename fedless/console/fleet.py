@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +95,28 @@ def revoke(
     typer.echo(
         f"{client} is revoked. It can join again with a new claim: `fedless fleet claim --name {client}`."
     )
+
+
+@app.command("add-function")
+def add_function(
+    client: Annotated[str, typer.Argument(metavar="NAME", help="Id of the new client.")],
+    platform: Annotated[str, typer.Option(help="aws-lambda, azure, google, knative, openfaas, openwhisk.")],
+    config: Annotated[Path, typer.Option(help="The function's settings, TOML (docs/adapters.md).")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The deployment to write, for `fedless function package`.")
+    ] = Path("fedless-deployment.json"),
+    fleet: FleetOption = None,
+) -> None:
+    """Register a cloud function as a client, and write what it is to be deployed with. No secret is in it."""
+    try:
+        settings = tomllib.loads(config.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise LocalError(Code.CONFIG_INVALID, f"{config} cannot be read: {error}.") from error
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        deployment = operator.add_function(client, platform, settings)
+    out.write_text(deployment + "\n", "utf-8")
+    typer.echo(f"{client} is registered on {platform}. Wrote {out}; package it with:")
+    typer.echo(f"  fedless function package --target {platform} --deployment {out}")
 
 
 def duration_ms(text: str) -> int:

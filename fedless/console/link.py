@@ -134,6 +134,13 @@ class Link:
             self._stub.RevokeClient, operator_pb2.RevokeClientRequest(client_id=client_id, reason=reason)
         )
 
+    def add_function(self, client_id: str, platform: str, settings: Mapping[str, Any]) -> str:
+        """Registers a cloud function; what it is to be deployed with, JSON without secrets."""
+        request = operator_pb2.AddFunctionRequest(
+            client_id=client_id, platform=platform, settings_json=json.dumps(settings)
+        )
+        return str(self._call(self._stub.AddFunction, request).deployment_json)
+
     def put(self, data: bytes) -> bytes:
         """Stores bytes under their SHA-256, which is returned; nothing is sent that is already there."""
         digest = hashlib.sha256(data).digest()

@@ -113,6 +113,15 @@ class Code(Enum):
     SEED_REPEATED = "seed_repeated"
     HELPER_KEY = "helper_key"
     RING_OVERFLOW = "ring_overflow"
+    # -- cloud functions
+    FUNCTION_UNKNOWN = "function_unknown"
+    FUNCTION_LIMIT = "function_limit"
+    FUNCTION_FAILED = "function_failed"
+    PLATFORM_UNREACHABLE = "platform_unreachable"
+    PLATFORM_DENIED = "platform_denied"
+    PLATFORM_BUSY = "platform_busy"
+    PLATFORM_ANSWER = "platform_answer"
+    PLATFORM_TIMEOUT = "platform_timeout"
     # -- this machine
     CONFIG_INVALID = "config_invalid"
     STATE_LOCKED = "state_locked"
@@ -238,6 +247,14 @@ MEANINGS: dict[Code, Meaning] = {
     Code.SEED_REPEATED: Meaning(_DENIED, "A mask seed occurs twice."),
     Code.HELPER_KEY: Meaning(_DENIED, "The helper's key is not the pinned one."),
     Code.RING_OVERFLOW: Meaning(_ARG, "The sum would not fit into the ring."),
+    Code.FUNCTION_UNKNOWN: Meaning(_MISSING, "The platform knows no such function."),
+    Code.FUNCTION_LIMIT: Meaning(_PRE, "The task does not fit the platform's limits."),
+    Code.FUNCTION_FAILED: Meaning(_OWN, "The cloud function failed."),
+    Code.PLATFORM_UNREACHABLE: Meaning(_LATER, "The platform cannot be reached."),
+    Code.PLATFORM_DENIED: Meaning(_DENIED, "The platform refuses these credentials."),
+    Code.PLATFORM_BUSY: Meaning(_LATER, "The platform has no capacity now."),
+    Code.PLATFORM_ANSWER: Meaning(_OWN, "The platform gave an answer that is none."),
+    Code.PLATFORM_TIMEOUT: Meaning("DEADLINE_EXCEEDED", "The platform did not answer in time."),
     Code.CONFIG_INVALID: Meaning(_ARG, "The configuration is not valid."),
     Code.STATE_LOCKED: Meaning(_PRE, "Another process is using this state directory."),
     Code.STATE_MISSING: Meaning(_PRE, "The state directory is not set up."),

@@ -283,6 +283,53 @@ class RevokeClientReply(_message.Message):
 Global___RevokeClientReply: _TypeAlias = RevokeClientReply  # noqa: Y015
 
 @_typing.final
+class AddFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    SETTINGS_JSON_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    platform: _builtins.str
+    """an adapter's name, for instance "aws-lambda" """
+    settings_json: _builtins.str
+    """the adapter's settings; secrets are paths of files on the aggregator"""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        platform: _builtins.str = ...,
+        settings_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "platform", b"platform", "settings_json", b"settings_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddFunctionRequest: _TypeAlias = AddFunctionRequest  # noqa: Y015
+
+@_typing.final
+class AddFunctionReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_JSON_FIELD_NUMBER: _builtins.int
+    deployment_json: _builtins.str
+    """what the function is deployed with; public keys, no secret"""
+    def __init__(
+        self,
+        *,
+        deployment_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_json", b"deployment_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddFunctionReply: _TypeAlias = AddFunctionReply  # noqa: Y015
+
+@_typing.final
 class HasBlobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

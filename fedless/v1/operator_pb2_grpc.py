@@ -49,6 +49,11 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.RevokeClientRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.RevokeClientReply.FromString,
                 _registered_method=True)
+        self.AddFunction = channel.unary_unary(
+                '/fedless.v1.Operator/AddFunction',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.AddFunctionRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.AddFunctionReply.FromString,
+                _registered_method=True)
         self.HasBlob = channel.unary_unary(
                 '/fedless.v1.Operator/HasBlob',
                 request_serializer=fedless_dot_v1_dot_operator__pb2.HasBlobRequest.SerializeToString,
@@ -113,6 +118,13 @@ class OperatorServicer:
 
     def RevokeClient(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddFunction(self, request, context):
+        """Registers a cloud function as a client, or gives a registered one new settings.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -191,6 +203,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.RevokeClient,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.RevokeClientRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.RevokeClientReply.SerializeToString,
+            ),
+            'AddFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddFunction,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.AddFunctionRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.AddFunctionReply.SerializeToString,
             ),
             'HasBlob': grpc.unary_unary_rpc_method_handler(
                     servicer.HasBlob,
@@ -319,6 +336,33 @@ class Operator:
             '/fedless.v1.Operator/RevokeClient',
             fedless_dot_v1_dot_operator__pb2.RevokeClientRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.RevokeClientReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/AddFunction',
+            fedless_dot_v1_dot_operator__pb2.AddFunctionRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.AddFunctionReply.FromString,
             options,
             channel_credentials,
             insecure,

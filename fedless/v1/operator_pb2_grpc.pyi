@@ -34,6 +34,8 @@ class OperatorStub:
     IssueClaims: _grpc.UnaryUnaryMultiCallable[_operator_pb2.IssueClaimsRequest, _operator_pb2.IssueClaimsReply]
     ListClients: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListClientsRequest, _operator_pb2.ListClientsReply]
     RevokeClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeClientRequest, _operator_pb2.RevokeClientReply]
+    AddFunction: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddFunctionRequest, _operator_pb2.AddFunctionReply]
+    """Registers a cloud function as a client, or gives a registered one new settings."""
     HasBlob: _grpc.UnaryUnaryMultiCallable[_operator_pb2.HasBlobRequest, _operator_pb2.HasBlobReply]
     """Whether the aggregator already holds this blob."""
     PutBlob: _grpc.StreamUnaryMultiCallable[_operator_pb2.PutBlobChunk, _operator_pb2.PutBlobReply]
@@ -53,6 +55,8 @@ class OperatorAsyncStub(OperatorStub):
     IssueClaims: _aio.UnaryUnaryMultiCallable[_operator_pb2.IssueClaimsRequest, _operator_pb2.IssueClaimsReply]  # type: ignore[assignment]
     ListClients: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListClientsRequest, _operator_pb2.ListClientsReply]  # type: ignore[assignment]
     RevokeClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeClientRequest, _operator_pb2.RevokeClientReply]  # type: ignore[assignment]
+    AddFunction: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddFunctionRequest, _operator_pb2.AddFunctionReply]  # type: ignore[assignment]
+    """Registers a cloud function as a client, or gives a registered one new settings."""
     HasBlob: _aio.UnaryUnaryMultiCallable[_operator_pb2.HasBlobRequest, _operator_pb2.HasBlobReply]  # type: ignore[assignment]
     """Whether the aggregator already holds this blob."""
     PutBlob: _aio.StreamUnaryMultiCallable[_operator_pb2.PutBlobChunk, _operator_pb2.PutBlobReply]  # type: ignore[assignment]
@@ -87,6 +91,14 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.RevokeClientRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RevokeClientReply, _abc.Awaitable[_operator_pb2.RevokeClientReply]]: ...
+
+    @_abc_1.abstractmethod
+    def AddFunction(
+        self,
+        request: _operator_pb2.AddFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.AddFunctionReply, _abc.Awaitable[_operator_pb2.AddFunctionReply]]:
+        """Registers a cloud function as a client, or gives a registered one new settings."""
 
     @_abc_1.abstractmethod
     def HasBlob(

@@ -1,0 +1,50 @@
+"""What a round asks of whoever it runs on: a device with a journal and a sandbox, or a cloud function with neither.
+
+On a device, `Memory` is the journal and `Instances` are `starts`; in a cloud function both are in
+`cloud_adapters.handlers`, where the platform isolates and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Unpacked
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.instance import Instance
+
+
+class Memory(Protocol):
+    """What is remembered beyond a round."""
+
+    def set_clock(self, theirs_ms: int, ours_ms: int) -> None:
+        """The aggregator said its time; ours at that moment (Unix ms)."""
+        ...
+
+    def newest_version(self, function: str) -> int:
+        """The highest version of a function that was seen; 0: none."""
+        ...
+
+    def saw_version(self, function: str, version: int) -> None:
+        """A version was verified."""
+        ...
+
+    def mask_state(self) -> bytes:
+        """The state of masked rounds; empty: nothing yet."""
+        ...
+
+    def save_mask_state(self, state: bytes) -> None:
+        """Replace it; durable before this returns, where there is a disk."""
+        ...
+
+
+class Instances(Protocol):
+    """Where the process that trains comes from, and how it is confined."""
+
+    def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
+        """An instance for this version of a function; `model` is the digest of the model that it works on."""
+        ...
+
+    def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:
+        """What the instance does to itself; empty where the platform has done it."""
+        ...
