@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import threading
 from collections.abc import AsyncIterator
 
-from aggregator.store import history
+from sqlalchemy import Connection
+
+from aggregator.events import ModelCommitted
+from aggregator.store import history, runs
+from aggregator.store.records import ModelRecord
 from fedless.protocol.errors import Code
 from tests.simulation.world import World, counted, pieces, refusal_of, task, unit
 
@@ -77,3 +83,53 @@ async def test_a_run_without_clients_fails_by_name(world: World) -> None:
     world.clock.advance(2000)
     info = await world.ended(run_id)
     assert info.reason == "too_few: 0 clients eligible, at least 2 needed, after 2 s"
+
+
+# -- callers that go away, and steps that cross each other
+
+
+async def test_a_connection_that_breaks_in_the_middle_of_a_step_does_not_cut_it_short(world: World) -> None:
+    run_id = await world.start(task(size=1, minimum=1))
+    [client_id] = await world.cohort(1)
+    await world.check_in(client_id)
+    data = unit(int(client_id[-1]))
+    header = await world.header(client_id, data)
+    await world.coordinator.begin_report(client_id, header)
+    await world.spool.receive(header.round_id, client_id, 0, len(data), pieces(data))
+    began, go_on = threading.Event(), threading.Event()
+
+    def block(_connection: Connection) -> None:
+        began.set()
+        go_on.wait(10)
+
+    blocking = asyncio.ensure_future(world.database.run(block))
+    await asyncio.to_thread(began.wait, 10)
+    call = asyncio.create_task(
+        world.coordinator.put_report(client_id, header.round_id, len(data), pieces(b""))
+    )
+    done, _ = await asyncio.wait([call], timeout=0.3)
+    assert not done, "the last report waits for the database"
+    call.cancel()
+    await asyncio.wait([call])
+    go_on.set()
+    await blocking
+    await world.ended(run_id)
+    assert await world.weights(run_id) == counted([client_id])
+
+
+async def test_a_model_that_comes_after_the_stop_is_not_written(world: World) -> None:
+    run_id = await world.start(task(size=2))
+    cohort = await world.cohort(2)
+    await world.runs.pause(run_id)  # so that the round stays committing
+    for client_id in cohort:
+        await world.report(client_id)
+    round_id = (await world.ticket(cohort[0])).round_id
+    await world.runs.stop(run_id)
+    late = ModelRecord(1, bytes(32), round_id)
+
+    def record(connection: Connection) -> None:
+        runs.insert_model(connection, run_id, late, world.clock())
+
+    await world.coordinator.finish(round_id, ModelCommitted(), record)
+    info = await world.runs.show(run_id)
+    assert (info.model_version, info.rounds[0].state) == (0, "abandoned")
