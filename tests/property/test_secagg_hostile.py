@@ -127,7 +127,7 @@ class Victim:
             self.keep(client.accept_result(self.state, result, verify_aggregator=verify_aggregator))
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=400)
 @given(steps=STEPS)
 def test_client_gives_nothing_away_twice(steps: list[tuple[object, ...]]) -> None:
     victim = Victim()
