@@ -7,8 +7,10 @@ a crash finds the blob that is there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from aggregator.blobs import Blobs
 from aggregator.evaluation import means
@@ -17,9 +19,19 @@ from aggregator.round import Round
 from aggregator.strategies import Strategy
 from aggregator.uploads import FloatSum, float_blocks
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Kind
+from fedless.protocol.secagg.ring import Decoded
 
 
-def next_model(blobs: Blobs, model_digest: bytes, sum_: FloatSum, strategy: Strategy) -> bytes:
+@dataclass(frozen=True)
+class MeanSum:
+    """The weighted mean of a masked round as if it were the sum of one report: float32[P], weight 1."""
+
+    total: npt.NDArray[np.float32]
+    weight: int = 1
+
+
+def next_model(blobs: Blobs, model_digest: bytes, sum_: FloatSum | MeanSum, strategy: Strategy) -> bytes:
     """The digest of the next model, which is then among the blobs; blocks.
 
     Raises `LocalError` DISK_FULL, `PeerError` UNKNOWN_BLOB.
@@ -28,7 +40,7 @@ def next_model(blobs: Blobs, model_digest: bytes, sum_: FloatSum, strategy: Stra
     def blocks() -> Iterator[memoryview]:
         start = 0
         for block in float_blocks(blobs.path(model_digest)):
-            part = sum_.total[start : start + len(block)]
+            part = sum_.total[start : start + len(block)].astype(np.float64, copy=False)
             start += len(block)
             yield strategy.next_block(block, part, sum_.weight).astype("<f4", copy=False).data.cast("B")
 
@@ -60,6 +72,15 @@ def figures(round_: Round, prefix: str) -> dict[str, float]:
             sums[name] = sums.get(name, 0.0) + value
     metrics = {f"{prefix}_{name}": value for name, value in means(sums, examples).items()}
     return {**metrics, f"{prefix}_examples": float(examples)}
+
+
+def masked_figures(round_: Round, decoded: Decoded) -> dict[str, float]:
+    """The weighted means that came beside the sum, named as those of `figures`; who took part, and who did not."""
+    prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
+    names = {"correct": "accuracy"}
+    means_ = {f"{prefix}_{names.get(name, name)}": value for name, value in decoded.extras.items()}
+    examples = decoded.weight * round_.terms.max_examples
+    return {**means_, f"{prefix}_examples": float(round(examples))}
 
 
 def times(round_: Round) -> dict[str, float]:

@@ -10,45 +10,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 from sqlalchemy import Connection
 
 from aggregator import events as e
 from aggregator.interfaces import Clock, Sleep
-from aggregator.members import ENDED, OPEN, Stage, Terms
+from aggregator.live import (
+    Live,
+    MaskedRounds,
+    log_step,
+    own_faults_as_refusals,
+    range_limit,
+    refusal_in,
+    tell_failure,
+    while_open,
+)
+from aggregator.members import ENDED, Stage, Terms
 from aggregator.round import Round
 from aggregator.store import rounds as store
 from aggregator.store import steps
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
-from aggregator.uploads import DISK_RETRY_MS, FloatSum, Spool
-from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
-from fedless.protocol.messages import CheckIn, InvocationMetrics, NotNow, Offer, ReportHeader
+from aggregator.uploads import FloatSum, RingSum, Spool
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import CheckIn, InvocationMetrics, Mode, NotNow, Offer, ReportHeader
 
 TIMER_SLICE_MS = 60_000
 STEP_RETRY_MS = 5_000
 NOT_NOW = frozenset({Code.ROUND_CLOSED, Code.ALREADY_REPORTED})
 STILL_THERE = frozenset({"reported", Code.DUPLICATE.value})  # a repeated wake-up ends, the first one goes on
 Record = Callable[[Connection], None]
+RecordTerms = Callable[[Connection, Terms], None]
 log = structlog.get_logger()
-
-
-@dataclass
-class Live:
-    """A round in memory, with what hangs on it; `added` says whose reports are in `sum`."""
-
-    round: Round
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-    sum: FloatSum | None = None
-    added: set[str] = field(default_factory=set)
-    adding_ms: float = 0.0
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    refused: set[tuple[str, Code]] = field(default_factory=set)
 
 
 class Coordinator:
@@ -63,6 +59,7 @@ class Coordinator:
         clock: Clock,
         sleep: Sleep,
         on_step: Callable[[str], None] = lambda _run_id: None,
+        masked: Mapping[Mode, MaskedRounds] | None = None,
     ) -> None:
         """`on_step` hears the run's id after every step that wrote to the run's log."""
         self._database = database
@@ -71,6 +68,7 @@ class Coordinator:
         self._clock = clock
         self._sleep = sleep
         self._on_step = on_step
+        self._masked = masked or {}
         self._live: dict[int, Live] = {}
         self._loading = asyncio.Lock()
         self._steps: set[asyncio.Task[list[e.Effect]]] = set()
@@ -84,9 +82,9 @@ class Coordinator:
         """
         with own_faults_as_refusals():
             live = await self._find(request.round_id)
-            refusal = _refusal(await self._tell(live, e.ClientCheckedIn(client_id, request.nonce)))
+            refusal = refusal_in(await self._tell(live, e.ClientCheckedIn(client_id, request.nonce)))
             if refusal is None:
-                return await self._tickets.offer(live.round.terms)
+                return await self._offer(live.round.terms, client_id, request.mark)
         if refusal.code in NOT_NOW:
             return NotNow(refusal.code.value, 0)
         raise refusal
@@ -101,6 +99,7 @@ class Coordinator:
         """
         with own_faults_as_refusals():
             live = await self._find(header.round_id)
+            await self._check_head(live, client_id, header)
             effects = await self._ask(live, e.ReportAnnounced(client_id, header))
             if any(isinstance(effect, e.Confirm) for effect in effects):
                 return header.length_bytes, True
@@ -138,16 +137,39 @@ class Coordinator:
             if not known or metrics.outcome not in STILL_THERE:
                 await self._ask(live, e.ClientGaveUp(client_id, Code.of(metrics.outcome).value))
 
+    async def _offer(self, terms: Terms, client_id: str, mark: bytes) -> Offer:
+        offer = await self._tickets.offer(terms)
+        masked = self._masked.get(terms.mode)
+        return (
+            offer if masked is None else replace(offer, round_open=await masked.offer(terms, client_id, mark))
+        )
+
+    async def _check_head(self, live: Live, client_id: str, header: ReportHeader) -> None:
+        """Of a masked report: who signed what for which round. A bad one is counted, and stops nobody else."""
+        masked = self._masked.get(live.round.terms.mode)
+        if masked is None:
+            return
+        try:
+            await masked.check_head(live.round.terms, client_id, header)
+        except PeerError as error:
+            await self._tell(live, e.HeadRefused(client_id, error.code))
+            raise
+
     # -- called by the run's driver
 
-    async def open(self, terms: Terms, cohort: Sequence[str]) -> int:
-        """Opens a round with this cohort: recorded first, then everybody is woken. Returns its new id."""
+    async def open(self, terms: Terms, cohort: Sequence[str], record: RecordTerms | None = None) -> int:
+        """Opens a round with this cohort: recorded first, then everybody is woken. Returns its new id.
+
+        `record` writes more of the round in the same transaction.
+        """
         event = e.CohortSelected({client_id: self._tickets.nonce() for client_id in cohort})
 
         def work(connection: Connection) -> tuple[Round, list[e.Effect]]:
             round_ = Round(replace(terms, round_id=store.next_id(connection, terms.opened_at_ms)))
             effects = round_.handle(event, terms.opened_at_ms)
             steps.open_round(connection, round_, event, terms.opened_at_ms)
+            if record is not None:
+                record(connection, round_.terms)
             return round_, effects
 
         round_, effects = await self._database.run(work)
@@ -158,13 +180,13 @@ class Coordinator:
         return round_.terms.round_id
 
     async def closed(self, round_id: int) -> Round:
-        """The round once it takes no more reports: its phase is then committing or an ended one."""
+        """The round once it takes no more reports: its phase is then unmasking, committing or an ended one."""
         live = await self._find(round_id)
         await live.closed.wait()
         return live.round
 
-    async def sum(self, round_id: int) -> tuple[FloatSum, float]:
-        """The sum of a committing round, each accepted report in it exactly once, and the ms it took.
+    async def sum(self, round_id: int) -> tuple[FloatSum | RingSum, float]:
+        """The sum of a closed round, each accepted report in it exactly once, and the ms it took.
 
         Raises `LocalError` STATE_CORRUPT if an accepted report cannot be read any more.
         """
@@ -174,7 +196,7 @@ class Coordinator:
             accepted = {member.client_id for member in members if member.stage is Stage.REPORTED}
             if live.added != accepted:  # after a restart, or an addition that failed
                 await self._add_again(live, accepted)
-            return self._sum(live), live.adding_ms
+            return live.open_sum(), live.adding_ms
 
     async def finish(
         self, round_id: int, event: e.ModelCommitted | e.RoundStopped, record: Record | None = None
@@ -201,7 +223,7 @@ class Coordinator:
 
     async def _ask(self, live: Live, event: e.ClientEvent) -> list[e.Effect]:
         effects = await self._tell(live, event)
-        refusal = _refusal(effects)
+        refusal = refusal_in(effects)
         if refusal is not None:
             raise refusal
         return effects
@@ -226,7 +248,7 @@ class Coordinator:
             live.refused.update((refusal.client_id, refusal.code) for refusal in refusals)
             await self._perform(live, effects)
         if changed or refusals:
-            _log(live.round, event, refusals)
+            log_step(live.round, event, refusals)
             self._on_step(round_.terms.run_id)
         return effects
 
@@ -255,7 +277,7 @@ class Coordinator:
                     await self._add(live, client_id, weight)
                 case e.DropUpload(client_id):
                     await self._spool.erase(terms.round_id, client_id)
-                case e.CommitModel():
+                case e.OpenSum() | e.CommitModel():
                     live.closed.set()
                 case e.Erase():
                     await self._end(live)
@@ -276,9 +298,9 @@ class Coordinator:
 
     async def _add(self, live: Live, client_id: str, weight: int) -> None:
         began = time.monotonic()
-        if live.round.terms.parameters:
+        if live.round.terms.report_bytes:
             file = self._spool.file(live.round.terms.round_id, client_id)
-            await asyncio.to_thread(self._sum(live).add, file, weight)
+            await asyncio.to_thread(live.open_sum().add, file, weight)
         live.added.add(client_id)
         live.adding_ms += (time.monotonic() - began) * 1000
 
@@ -289,18 +311,13 @@ class Coordinator:
             header = live.round.state.members[client_id].header
             if header is None:
                 raise AssertionError  # it was counted with its header
-            if terms.parameters:
+            if terms.report_bytes:
                 try:
-                    await self._spool.check(terms.round_id, client_id, header.sha256, terms.update_limit)
+                    await self._spool.check(terms.round_id, client_id, header.sha256, range_limit(terms))
                 except (OSError, PeerError) as error:
                     detail = f"The accepted report of {client_id} in round {terms.round_id} is damaged."
                     raise LocalError(Code.STATE_CORRUPT, detail) from error
             await self._add(live, client_id, header.examples)
-
-    def _sum(self, live: Live) -> FloatSum:
-        if live.sum is None:
-            live.sum = FloatSum(live.round.terms.parameters)
-        return live.sum
 
     async def _end(self, live: Live) -> None:
         round_id = live.round.terms.round_id
@@ -315,7 +332,7 @@ class Coordinator:
         task = asyncio.create_task(work)
         live.tasks.add(task)
         task.add_done_callback(live.tasks.discard)
-        task.add_done_callback(_tell_failure)
+        task.add_done_callback(tell_failure)
 
     # -- reports
 
@@ -323,14 +340,14 @@ class Coordinator:
         self, live: Live, client_id: str, header: ReportHeader, offset: int, chunks: AsyncIterator[bytes]
     ) -> None:
         round_id, length = header.round_id, header.length_bytes
-        await self._spool.receive(round_id, client_id, offset, length, _while_open(live, chunks))
+        await self._spool.receive(round_id, client_id, offset, length, while_open(live, chunks))
         await self._arrive(live, client_id, header)
 
     async def _arrive(self, live: Live, client_id: str, header: ReportHeader) -> None:
         """All bytes are here: whether they are what was announced, then they count."""
         try:
             if header.length_bytes:
-                limit = live.round.terms.update_limit
+                limit = range_limit(live.round.terms)
                 await self._spool.check(header.round_id, client_id, header.sha256, limit)
         except PeerError as error:
             await self._tell(live, e.ReportSpoiled(client_id, error.code))
@@ -354,47 +371,3 @@ class Coordinator:
                 self._live[round_id] = live
                 await self._perform(live, live.round.again())
             return live
-
-
-@contextmanager
-def own_faults_as_refusals() -> Iterator[None]:
-    """Our full disk is no fault of the client's, but it must hear of it, and come again."""
-    try:
-        yield
-    except LocalError as error:
-        if error.code is not Code.DISK_FULL:
-            raise
-        raise PeerError(error.code, "The aggregator's disk is full.", retry_after_ms=DISK_RETRY_MS) from error
-
-
-async def _while_open(live: Live, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
-        if live.round.phase not in OPEN:
-            raise PeerError(Code.ROUND_CLOSED, f"Round {live.round.terms.round_id} is {live.round.phase}.")
-        yield chunk
-
-
-def _refusal(effects: Sequence[e.Effect]) -> PeerError | None:
-    for effect in effects:
-        if isinstance(effect, e.Refuse):
-            return PeerError(effect.code, effect.detail)
-    return None
-
-
-def _log(round_: Round, event: e.Event, refusals: Sequence[e.Refuse]) -> None:
-    codes = [refusal.code.value for refusal in refusals]
-    facts = {"round": round_.terms.round_id, "phase": round_.phase.value}
-    client_id = getattr(event, "client_id", "")
-    log.info(
-        steps.NAMES[type(event)],
-        **facts,
-        **({"client": client_id} if client_id else {}),
-        **({"refused": codes} if codes else {}),
-    )
-
-
-def _tell_failure(task: asyncio.Task[None]) -> None:
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        fields = {"code": error.code.value} if isinstance(error, FedlessError) else {}
-        log.error("task_failed", error=type(error).__name__, **fields)

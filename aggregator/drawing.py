@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aggregator.members import Phase
-from aggregator.round import REFUSALS, TABLE, Transition
+from aggregator.round import MASKED_TABLE, REFUSALS, TABLE, Transition
 
 BEGIN, END = "<!-- drawn from aggregator/round.py: begin -->", "<!-- end -->"
 _BLOCK = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
@@ -19,7 +19,9 @@ _BLOCK = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
 
 def drawing() -> str:
     """The drawing between its marks, as Markdown."""
-    return "\n".join([BEGIN, *_diagram(), "", *_transitions(), "", *_refusals(), END])
+    masked = ["### Masked rounds", "", *_diagram(MASKED_TABLE), "", *_transitions(MASKED_TABLE)]
+    plain = ["### Plain rounds", "", *_diagram(TABLE), "", *_transitions(TABLE)]
+    return "\n".join([BEGIN, *plain, "", *masked, "", "### Refusals", "", *_refusals(), END])
 
 
 def renewed(text: str) -> str:
@@ -27,11 +29,11 @@ def renewed(text: str) -> str:
     return _BLOCK.sub(lambda _: drawing(), text)
 
 
-def _diagram() -> Iterable[str]:
+def _diagram(table: tuple[Transition, ...]) -> Iterable[str]:
     yield "```mermaid"
     yield "stateDiagram-v2"
     yield f"    [*] --> {Phase.OPENING.value}"
-    for row in TABLE:
+    for row in table:
         for phase in row.phases if row.to else ():
             yield f"    {phase.value} --> {row.to.value}: {_when(row)}" if row.to else ""
     for phase in (Phase.COMMITTED, Phase.ABANDONED):
@@ -39,10 +41,10 @@ def _diagram() -> Iterable[str]:
     yield "```"
 
 
-def _transitions() -> Iterable[str]:
+def _transitions(table: tuple[Transition, ...]) -> Iterable[str]:
     yield "| in | event | if | do | then |"
     yield "|---|---|---|---|---|"
-    for row in TABLE:
+    for row in table:
         phases = "any" if len(row.phases) == len(Phase) else ", ".join(phase.value for phase in row.phases)
         cells = (phases, row.event.__name__, _words(row.guard), _words(row.action), row.to or "stay")
         yield f"| {' | '.join(cells)} |"

@@ -6,55 +6,35 @@ what is open. Model n+1 and "round committed" are one transaction; spooled repor
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
-from aggregator import commit
 from aggregator import events as e
-from aggregator.blobs import Blobs
-from aggregator.coordinator import Coordinator
-from aggregator.evaluation import Judge, reason
-from aggregator.interfaces import ClientRecord, Clock, Fleet, Random, Sleep
+from aggregator.completion import Completion
+from aggregator.evaluation import reason
+from aggregator.interfaces import ClientRecord
+from aggregator.masked import MaskedMode, Plan
+from aggregator.means import Means
 from aggregator.members import Phase, Terms
-from aggregator.round import Round
 from aggregator.selection import SELECTIONS
-from aggregator.store import history, rounds, runs
-from aggregator.store.engine import Database
+from aggregator.store import history, masks, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.strategies import STRATEGIES
 from aggregator.tasks import TaskSettings
-from aggregator.tickets import Tickets
 from fedless.protocol import wire
-from fedless.protocol.errors import Code, FedlessError, LocalError
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import Kind
 
 LOOK_AGAIN_MS = 2_000
 DISK_AGAIN_MS = 10_000
 T = TypeVar("T")
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Means:
-    """What a driver works with; `on_step` hears the run's id after each entry in its log."""
-
-    database: Database
-    blobs: Blobs
-    coordinator: Coordinator
-    tickets: Tickets
-    fleet: Fleet
-    evaluator: Judge
-    clock: Clock
-    sleep: Sleep
-    random: Random
-    on_step: Callable[[str], None]
 
 
 class Driver:
@@ -66,6 +46,9 @@ class Driver:
         self._settings = settings
         self._task = wire.task_from_bytes(run.task)
         self._strategy = STRATEGIES[settings.strategy]
+        self._masked = means.masked.get(self._task.mode)
+        self._completion = Completion(means, self._strategy, self._masked, settings.secagg.unmask_s)
+        self._setups_failed = 0
 
     async def drive(self) -> None:
         """Goes on until the run has ended; a full disk is waited for, and said."""
@@ -114,7 +97,31 @@ class Driver:
         )
         terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
         terms = replace(terms, goal=goal, minimum=cohort.minimum(goal), parameters=self._task.parameters)
+        if self._masked is not None:
+            return await self._open_masked(self._masked, terms, model, candidates)
         return await self._means.coordinator.open(terms, chosen)
+
+    async def _open_masked(
+        self, mode: MaskedMode, terms: Terms, model: ModelRecord, candidates: Sequence[ClientRecord]
+    ) -> int | None:
+        """Prepares and opens a masked round; None if it cannot be prepared, which is tried again, and bounded."""
+        try:
+            prepared = await mode.prepare(Plan(terms, self._settings, self._run.task, model, candidates))
+        except PeerError as error:
+            self._setups_failed += 1
+            if error.code is not Code.TOO_FEW or self._setups_failed >= self._settings.round.abandon_limit:
+                await self._fail(reason(error))
+                return None
+            await self._say(f"the key epoch's set-up failed: {reason(error)}")
+            await self._means.sleep(LOOK_AGAIN_MS)
+            return None
+        self._setups_failed = 0
+        now, left = self._means.clock(), prepared.terms.deadline_at_ms - prepared.terms.opened_at_ms
+        terms = replace(prepared.terms, opened_at_ms=now, deadline_at_ms=now + left)
+        change = prepared.change
+        round_id = await self._means.coordinator.open(terms, prepared.cohort, change.record)
+        change.then()
+        return round_id
 
     async def _open_evaluation(self, trained: Terms, version: int) -> int | None:
         """Opens an evaluation of a new model on a sample of devices; None if there is no device."""
@@ -125,6 +132,9 @@ class Driver:
         chosen = SELECTIONS["uniform"](candidates, count, self._means.random(32))
         deadline_s = self._settings.evaluation.deadline_s
         terms = self._terms(Kind.EVALUATE, trained.number, version, deadline_s)
+        if self._masked is not None:
+            model = await self._store(lambda c: runs.model(c, self._run.run_id, version))
+            return await self._open_masked(self._masked, terms, model, candidates)
         return await self._means.coordinator.open(replace(terms, goal=count), chosen)
 
     def _terms(self, kind: Kind, number: int, version: int, deadline_s: int) -> Terms:
@@ -151,6 +161,8 @@ class Driver:
         while True:
             candidates = await self._candidates()
             needed = cohort.minimum(cohort.goal(len(candidates)))
+            if self._masked is not None:
+                needed = max(needed, self._settings.secagg.minimum)
             if len(candidates) >= needed:
                 if said:
                     await self._say("")
@@ -172,55 +184,7 @@ class Driver:
 
     async def _complete(self, round_id: int) -> None:
         """Waits until a round is closed, and commits what it gave."""
-        round_ = await self._means.coordinator.closed(round_id)
-        if round_.phase is not Phase.COMMITTING:
-            return
-        if round_.terms.kind is Kind.TRAIN:
-            await self._commit_model(round_)
-        else:
-            await self._commit_evaluation(round_)
-
-    async def _commit_model(self, round_: Round) -> None:
-        means, terms = self._means, round_.terms
-        try:
-            sum_, adding_ms = await means.coordinator.sum(terms.round_id)
-        except LocalError as error:
-            if error.code is not Code.STATE_CORRUPT:
-                raise
-            await self._abandon(terms.round_id, reason(error))
-            return
-        old = await self._store(lambda c: runs.model(c, terms.run_id, terms.model_version))
-        began = time.monotonic()
-        digest = await asyncio.to_thread(commit.next_model, means.blobs, old.digest, sum_, self._strategy)
-        model = ModelRecord(terms.model_version + 1, digest, terms.round_id)
-        aggregate_ms = adding_ms + (time.monotonic() - began) * 1000
-
-        def record(connection: Connection) -> None:
-            runs.insert_model(connection, terms.run_id, model, means.clock())
-            phases = commit.times(round_) | {"aggregate": aggregate_ms}
-            rounds.add_figures(connection, terms.round_id, commit.figures(round_, "train"), phases)
-
-        began = time.monotonic()
-        await means.coordinator.finish(terms.round_id, e.ModelCommitted(), record)
-        commit_ms = (time.monotonic() - began) * 1000
-        await self._store(lambda c: rounds.add_figures(c, terms.round_id, phases_ms={"commit": commit_ms}))
-        await means.tickets.announce(terms.run_id, model)
-
-    async def _commit_evaluation(self, round_: Round) -> None:
-        """The figures of an evaluation belong to the training round of the same number."""
-        terms, figures = round_.terms, commit.figures(round_, "device")
-        figures["device_reports"] = float(len(commit.reported(round_)))
-
-        def record(connection: Connection) -> None:
-            rounds.add_figures(connection, terms.round_id, figures, commit.times(round_))
-            trained = rounds.training_round(connection, terms.run_id, terms.number)
-            if trained is not None:
-                rounds.add_figures(connection, trained, figures)
-
-        await self._means.coordinator.finish(terms.round_id, e.ModelCommitted(), record)
-
-    async def _abandon(self, round_id: int, why: str) -> None:
-        await self._means.coordinator.finish(round_id, e.RoundStopped(why))
+        await self._completion.complete(await self._means.coordinator.closed(round_id))
 
     # -- judging
 
@@ -281,7 +245,7 @@ class Driver:
 
     async def _fail(self, why: str) -> None:
         for round_id in await self._store(lambda c: rounds.unended(c, self._run.run_id)):
-            await self._abandon(round_id, why)
+            await self._means.coordinator.finish(round_id, e.RoundStopped(why))
         await self._end(RunState.FAILED, why)
 
     async def _end(self, state: RunState, why: str) -> None:
@@ -289,6 +253,7 @@ class Driver:
 
         def work(connection: Connection) -> None:
             runs.set_state(connection, run_id, state, why, now)
+            masks.end_all(connection, run_id, f"run_{state.value}", now)
             history.note(connection, run_id, f"run_{state.value}", now, reason=why)
 
         await self._store(work)

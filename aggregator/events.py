@@ -59,6 +59,14 @@ class ReportSpoiled:
 
 
 @dataclass(frozen=True)
+class HeadRefused:
+    """The signed head of a masked report is not right for this round, for this reason."""
+
+    client_id: str
+    code: Code
+
+
+@dataclass(frozen=True)
 class ClientGaveUp:
     """A client's invocation ended without a report, for this reason (a `Code` value)."""
 
@@ -88,7 +96,15 @@ class RoundStopped:
     reason: str
 
 
-ClientEvent = ClientCheckedIn | ReportAnnounced | UploadBegan | ReportArrived | ReportSpoiled | ClientGaveUp
+ClientEvent = (
+    ClientCheckedIn
+    | ReportAnnounced
+    | HeadRefused
+    | UploadBegan
+    | ReportArrived
+    | ReportSpoiled
+    | ClientGaveUp
+)
 Event = ClientEvent | CohortSelected | GraceEnded | DeadlinePassed | ModelCommitted | RoundStopped
 
 
@@ -154,6 +170,11 @@ class DropUpload:
 
 
 @dataclass(frozen=True)
+class OpenSum:
+    """Take the masks off the sum of a masked round, with the clients' or the helper's help."""
+
+
+@dataclass(frozen=True)
 class CommitModel:
     """Make the new model (or an evaluation's figures) of the sum."""
 
@@ -164,5 +185,15 @@ class Erase:
 
 
 Effect = (
-    Wake | SetTimer | Admit | TakeUpload | Confirm | Refuse | AddReport | DropUpload | CommitModel | Erase
+    Wake
+    | SetTimer
+    | Admit
+    | TakeUpload
+    | Confirm
+    | Refuse
+    | AddReport
+    | DropUpload
+    | OpenSum
+    | CommitModel
+    | Erase
 )

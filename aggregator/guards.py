@@ -141,9 +141,14 @@ def wrong_length(state: State, event: e.ReportAnnounced) -> bool:
     return event.header.length_bytes != state.terms.report_bytes
 
 
+def tells_too_much(state: State, event: e.ReportAnnounced) -> bool:
+    """A masked report with a count or a sum in the clear."""
+    return state.terms.is_masked and bool(event.header.examples or event.header.sums)
+
+
 def example_count_out_of_bounds(state: State, event: e.ReportAnnounced) -> bool:
     """No example at all, or more than one client may count."""
-    return not 1 <= event.header.examples <= state.terms.max_examples
+    return not state.terms.is_masked and not 1 <= event.header.examples <= state.terms.max_examples
 
 
 def impossible_sums(_state: State, event: e.ReportAnnounced) -> bool:
@@ -167,6 +172,7 @@ DETAILS: Mapping[Code, Callable[[State, Any], str]] = {
     Code.WRONG_LENGTH: lambda s, ev: (
         f"Expected {s.terms.report_bytes} bytes, found {ev.header.length_bytes}."
     ),
+    Code.MALFORMED: lambda _s, _e: "A masked report tells no count and no sum in the clear.",
     Code.EXAMPLE_COUNT: lambda s, ev: f"Expected 1 to {s.terms.max_examples}, found {ev.header.examples}.",
     Code.WRONG_STATE: lambda _s, ev: (
         "Expected a check-in first."

@@ -10,11 +10,12 @@ from fedless.protocol.messages import Encoding, Kind, Mode, ReportHeader
 
 
 class Phase(StrEnum):
-    """Where a plain round is. Masked modes add phases of their own before and after collecting."""
+    """Where a round is. Only masked rounds are ever unmasking."""
 
     OPENING = "opening"
     COLLECTING = "collecting"
     GRACE = "grace"
+    UNMASKING = "unmasking"
     COMMITTING = "committing"
     COMMITTED = "committed"
     ABANDONED = "abandoned"
@@ -50,7 +51,7 @@ class Terms:
     `goal` reports close it; with at least `minimum` it closes `grace` times the median report time after
     the minimum was reached, or at the deadline; with fewer it is abandoned. `parameters` is P, 0 for an
     evaluation; `max_examples` bounds what one client counts; no coordinate of an update may exceed
-    `update_limit` in magnitude.
+    `update_limit` in magnitude. `extra_words` are the coordinates of a masked report beside the parameters.
     """
 
     round_id: int
@@ -68,11 +69,22 @@ class Terms:
     update_limit: float = 1e6
     mode: Mode = Mode.PLAIN
     encoding: Encoding = Encoding.FLOAT32
+    extra_words: int = 0
 
     @property
     def report_bytes(self) -> int:
         """The exact length of a report's payload."""
-        return self.parameters * self.encoding.word_bytes
+        return self.words * self.encoding.word_bytes
+
+    @property
+    def words(self) -> int:
+        """Coordinates of a report."""
+        return self.parameters + self.extra_words
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether single updates stay hidden from the aggregator."""
+        return self.mode is not Mode.PLAIN
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 `Round.handle` first looks whether the event is refused (`REFUSALS`), then takes the first transition of
 `TABLE` that fits. Guards are the named functions of `guards.py`, actions those below. A client that is
 lost is an effect and a loss with a name, never an exception: one bad report does not stop a round.
-docs/rounds.md shows both tables. Driven by `coordinator.py`; masked modes add phases and rows.
+docs/rounds.md shows all tables. Driven by `coordinator.py`; a masked round has a phase more.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Round:
         for guard, code in REFUSALS.get(type(event), ()):
             if guard(self.state, event):
                 return [refuse(self.state, event, code)]
-        for row in TABLE:
+        for row in MASKED_TABLE if self.terms.is_masked else TABLE:
             if type(event) is row.event and self.state.phase in row.phases and row.guard(self.state, event):
                 effects = row.action(self, event, now)
                 return effects + (self._enter(row.to, event, now) if row.to else [])
@@ -71,6 +71,8 @@ class Round:
         state = self.state
         if state.phase is Phase.COMMITTING:
             return [e.CommitModel()]
+        if state.phase is Phase.UNMASKING:
+            return [e.OpenSum()]
         if state.phase not in OPEN:
             return [e.Erase()]
         sleeping = [m.client_id for m in state.members.values() if m.stage is Stage.SELECTED]
@@ -87,8 +89,10 @@ class Round:
     def _enter(self, phase: Phase, event: e.Event, now: int) -> list[e.Effect]:
         state = self.state
         state.phase = phase
-        if phase in {Phase.COMMITTING, Phase.ABANDONED}:
+        if phase in {Phase.COMMITTING, Phase.UNMASKING, Phase.ABANDONED}:
             self._lose_the_rest(now)
+        if phase is Phase.UNMASKING:
+            return [e.OpenSum()]
         if phase is Phase.COMMITTING:
             return [e.CommitModel()]
         if phase is Phase.ABANDONED:
@@ -179,6 +183,11 @@ def spoil(round_: Round, event: e.ReportSpoiled, now: int) -> list[e.Effect]:
     return [e.DropUpload(event.client_id), refuse(round_.state, event, event.code)]
 
 
+def refuse_head(round_: Round, event: e.HeadRefused, _now: int) -> list[e.Effect]:
+    """Says no; the client may still report with a right one."""
+    return [refuse(round_.state, event, event.code)]
+
+
 def lose(round_: Round, event: e.ClientGaveUp, now: int) -> list[e.Effect]:
     """Does not wait for this client any more; it may still report before the round closes."""
     member = round_.state.members[event.client_id]
@@ -228,6 +237,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.never_checked_in, Code.WRONG_STATE),
         (g.wrong_encoding, Code.WRONG_ENCODING),
         (g.wrong_length, Code.WRONG_LENGTH),
+        (g.tells_too_much, Code.MALFORMED),
         (g.example_count_out_of_bounds, Code.EXAMPLE_COUNT),
         (g.impossible_sums, Code.OUT_OF_RANGE),
     ),
@@ -245,6 +255,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.out_of_range_before, Code.OUT_OF_RANGE),
         (g.closed_uncounted, Code.ROUND_CLOSED),
     ),
+    e.HeadRefused: ((g.not_in_cohort, Code.NOT_IN_COHORT),),
     e.ReportSpoiled: ((g.not_in_cohort, Code.NOT_IN_COHORT),),
     e.ClientGaveUp: ((g.not_in_cohort, Code.NOT_IN_COHORT),),
 }
@@ -280,3 +291,12 @@ TABLE: tuple[Transition, ...] = (
     Transition((Phase.COMMITTING,), e.ModelCommitted, g.always, nothing, Phase.COMMITTED),
     Transition((*_OPENING, *OPEN, Phase.COMMITTING), e.RoundStopped, g.always, nothing, Phase.ABANDONED),
 )
+
+MASKED_TABLE: tuple[Transition, ...] = (
+    # The same until reports are closed; then the sum must be opened before there is a model.
+    *(replace(row, to=Phase.UNMASKING) if row.to is Phase.COMMITTING else row for row in TABLE[:-2]),
+    Transition(_ANY, e.HeadRefused, g.always, refuse_head, None),
+    Transition((Phase.UNMASKING,), e.ModelCommitted, g.always, nothing, Phase.COMMITTED),
+    Transition((*_OPENING, *OPEN, Phase.UNMASKING), e.RoundStopped, g.always, nothing, Phase.ABANDONED),
+)
+"""The table of masked rounds."""

@@ -14,8 +14,9 @@ from sqlalchemy import Connection
 
 from aggregator import commit, tasks
 from aggregator import events as e
-from aggregator.driver import Driver, Means
-from aggregator.store import history, rounds, runs
+from aggregator.driver import Driver
+from aggregator.means import Means
+from aggregator.store import history, masks, rounds, runs
 from aggregator.store.records import Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
 from aggregator.uploads import Spool
 from fedless.protocol import wire
@@ -78,6 +79,7 @@ class Runs:
             if runs.load(connection, run_id).state is not RunState.RUNNING:
                 return False
             runs.set_state(connection, run_id, RunState.STOPPED, STOPPED, now)
+            masks.end_all(connection, run_id, STOPPED, now)
             return True
 
         if await means.database.run(work):

@@ -23,6 +23,7 @@ from aggregator.enrollment import Registrar
 from aggregator.front import FailedClaims
 from aggregator.interfaces import Clock
 from aggregator.service_guard import CLIENTS, Context, Guarded, guarded, guarded_stream, refuse
+from aggregator.service_masked import MaskedMethods, Masks
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from fedless.protocol import wire
@@ -128,13 +129,18 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
             total = 0  # in the first chunk only
 
 
-class RoundsService(Guarded, rounds_pb2_grpc.RoundsServicer):
+class RoundsService(MaskedMethods, rounds_pb2_grpc.RoundsServicer):
     """One pass of a client through a round."""
 
     def __init__(
-        self, callers: Callers, coordinator: Coordinator, clock: Clock, progress_timeout_s: float
+        self,
+        callers: Callers,
+        coordinator: Coordinator,
+        masks: Masks,
+        clock: Clock,
+        progress_timeout_s: float,
     ) -> None:
-        super().__init__(callers, clock)
+        super().__init__(callers, masks, clock)
         self._coordinator = coordinator
         self._progress_timeout_s = progress_timeout_s
 
@@ -145,7 +151,11 @@ class RoundsService(Guarded, rounds_pb2_grpc.RoundsServicer):
     @guarded(CLIENTS)
     async def CheckIn(self, request: rounds_pb2.CheckInRequest, caller: Caller) -> rounds_pb2.CheckInReply:  # noqa: N802
         """See rounds.proto."""
-        reply = await self._coordinator.check_in(caller.name.id, wire.check_in_from_pb(request))
+        check_in = wire.check_in_from_pb(request)
+        if await self._masks.epochs.is_epoch(check_in.round_id):
+            reply = await self._counted(caller, self._masks.epochs.check_in(caller.name.id, check_in))
+        else:
+            reply = await self._coordinator.check_in(caller.name.id, check_in)
         return wire.check_in_reply_to_pb(reply)
 
     @guarded(CLIENTS)

@@ -19,10 +19,12 @@ from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
+from fedless.protocol.secagg.epochs import COHORT_MAX, MINIMUM_COHORT, Trust
 
 TASK_BYTES_MAX = 256 * 1024
 NAME_MAX = 48
 """The run's id is the name and a few characters, and an id has at most 64."""
+MAX_EXAMPLES = {Mode.PLAIN: 1_000_000, Mode.PAIRWISE: 10_000, Mode.HELPER: 10_000}
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(ge=0.0, le=1e6)]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -94,7 +96,10 @@ class RoundSettings(_Section):
 
 
 class ClientSettings(_Section):
-    """What a client does with its data (`messages.ClientRule`), and what it may count."""
+    """What a client does with its data (`messages.ClientRule`), and what it may count.
+
+    `max_examples` 0 means 1,000,000 in plain rounds, and 10,000 in masked ones, where a larger bound costs precision.
+    """
 
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     learning_rate: Positive = 0.01
@@ -108,7 +113,7 @@ class ClientSettings(_Section):
     local_epochs: int = Field(1, ge=1, le=100_000)
     max_steps: int = Field(0, ge=0, le=10**9)
     seed: int = Field(0, ge=0, lt=2**63)
-    max_examples: int = Field(1_000_000, ge=1, le=EXAMPLES_MAX)
+    max_examples: int = Field(0, ge=0, le=EXAMPLES_MAX)
     holdout: float = Field(0.0, ge=0.0, le=0.9)
     update_limit: float = Field(1e6, gt=0.0, le=1e30)
 
@@ -116,6 +121,25 @@ class ClientSettings(_Section):
         """What goes into the task."""
         values = self.model_dump(exclude={"max_examples", "holdout", "update_limit"})
         return ClientRule(**{**values, "optimizer": Optimizer(self.optimizer)})
+
+
+class SecaggSettings(_Section):
+    """How single updates are hidden (modes pairwise and helper).
+
+    `bits` of a ring word, 16 or 32. Coordinates of an update are clipped to `clip`, its L2 norm to `l2_clip` (0: not).
+    A cohort has at least `minimum` members. `trust`: what members assume of the aggregator; it sets how many of
+    them must agree to open a sum. Each step of a key epoch's set-up takes at most `setup_s` seconds, the answers
+    that open a sum at most `unmask_s`. Mean losses above `loss_limit` count as this much.
+    """
+
+    bits: Literal[16, 32] = 32
+    clip: float = Field(1.0, gt=0.0, le=1e6)
+    l2_clip: float = Field(0.0, ge=0.0, le=1e9)
+    minimum: int = Field(MINIMUM_COHORT, ge=2, le=100_000)
+    trust: Trust = Field(Trust.CHEATING, strict=False)
+    setup_s: int = Field(60, ge=1, le=604_800)
+    unmask_s: int = Field(300, ge=1, le=604_800)
+    loss_limit: float = Field(20.0, gt=0.0, le=1e6)
 
 
 class EvaluationSettings(_Section):
@@ -141,18 +165,23 @@ class TaskSettings(_Section):
     function: FileName
     initial: FileName = ""
     test_set: str = Field("", max_length=1024)
-    mode: Annotated[str, AfterValidator(_one_of([Mode.PLAIN.value]))] = Mode.PLAIN.value
+    mode: Annotated[str, AfterValidator(_one_of([Mode.PAIRWISE.value, Mode.PLAIN.value]))] = (
+        Mode.PAIRWISE.value
+    )
     strategy: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = "fedavg"
     rounds: int = Field(ge=1, le=1_000_000)
     cohort: CohortSettings
     round: RoundSettings = RoundSettings()
     client: ClientSettings = ClientSettings()
+    secagg: SecaggSettings = SecaggSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     stop: StopSettings = StopSettings()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
         problems = STRATEGIES[self.strategy].complaints(self.client.rule())
+        if self.mode == Mode.PAIRWISE and max(self.cohort.size, self.secagg.minimum) > COHORT_MAX:
+            problems.append(f"mode pairwise: expected cohorts of at most {COHORT_MAX} clients")
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
             problems.append("stop.test_accuracy: expected a test_set and evaluation.central_every above 0")
         if problems:
@@ -167,7 +196,7 @@ class TaskSettings(_Section):
             parameters=parameters,
             mode=Mode(self.mode),
             rule=self.client.rule(),
-            max_examples=self.client.max_examples,
+            max_examples=self.client.max_examples or MAX_EXAMPLES[Mode(self.mode)],
             holdout=self.client.holdout,
         )
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from aggregator.members import ENDED, Member, Phase, Stage, Terms
 from aggregator.round import Round
+from aggregator.store.masks import key_epochs
 from aggregator.store.records import Ending, RunState
 from aggregator.store.schema import cohort, rounds, runs
 from fedless.protocol.errors import Code, PeerError
@@ -17,12 +18,13 @@ from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, R
 
 
 def next_id(connection: Connection, now_ms: int) -> int:
-    """A round id that no round of this fleet ever had, even if the database comes from a back-up.
+    """A round id that no round and no key epoch of this fleet ever had, even if the database comes from a back-up.
 
     At least the Unix time in seconds: a restored database has older ids than those given since.
     """
     last = connection.scalar(select(func.max(rounds.c.round_id))) or 0
-    return max(int(last) + 1, now_ms // 1000)
+    last_epoch = connection.scalar(select(func.max(key_epochs.c.epoch))) or 0
+    return max(int(last) + 1, int(last_epoch) + 1, now_ms // 1000)
 
 
 def next_number(connection: Connection, run_id: str) -> int:

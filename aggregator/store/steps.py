@@ -18,6 +18,7 @@ NAMES: dict[type, str] = {
     e.CohortSelected: "cohort_selected",
     e.ClientCheckedIn: "client_checked_in",
     e.ReportAnnounced: "report_announced",
+    e.HeadRefused: "head_refused",
     e.UploadBegan: "upload_began",
     e.ReportArrived: "report_arrived",
     e.ReportSpoiled: "report_spoiled",
@@ -94,9 +95,9 @@ def _note(connection: Connection, round_: Round, event: e.Event, now: int) -> No
     match event:
         case e.CohortSelected(nonces):
             fields["clients"] = len(nonces)
-        case e.ReportAnnounced(_, header):
+        case e.ReportAnnounced(_, header) if not round_.terms.is_masked:
             fields["examples"] = header.examples
-        case e.ReportSpoiled(_, code):
+        case e.ReportSpoiled(_, code) | e.HeadRefused(_, code):
             fields["code"] = code.value
         case e.ClientGaveUp(_, reason) | e.RoundStopped(reason):
             fields["reason"] = reason

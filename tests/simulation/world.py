@@ -44,6 +44,7 @@ BUNDLE = b"a bundle that only the fake evaluator reads"
 TASK = """
 name = "unit-vectors"
 function = "unit-vectors.bundle"
+mode = "{mode}"
 rounds = {rounds}
 {top}
 [cohort]
@@ -73,6 +74,7 @@ def task(
     top: str = "",
     stop: str = "",
     wait_s: int = 60,
+    mode: str = "plain",
 ) -> str:
     return TASK.format(**locals())
 

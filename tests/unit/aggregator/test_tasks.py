@@ -75,7 +75,8 @@ def test_several_mistakes_are_told_at_once() -> None:
         (("size = 10", "size = 10\nfraction = 0.5"), "expected either size (clients) or fraction"),
         (("size = 10", "size = 10\nminimum_reports = 11"), "minimum_reports 11 is above size 10"),
         (("rounds = 3", ""), "rounds: missing"),
-        (("rounds = 3", 'rounds = 3\nmode = "pairwise"'), "mode: expected one of plain"),
+        (("rounds = 3", 'rounds = 3\nmode = "hidden"'), "mode: expected one of pairwise, plain"),
+        (("size = 10", "size = 129"), "mode pairwise: expected cohorts of at most 128 clients"),
         (("rounds = 3", 'rounds = 3\nstrategy = "fedprox"'), "client.proximal_mu: expected a number above 0"),
         (("size = 10", "size = 10\n[client]\nproximal_mu = 0.1"), "use fedprox"),
         (("size = 10", "size = 10\n[stop]\ntest_accuracy = 0.9"), "stop.test_accuracy: expected a test_set"),
@@ -113,5 +114,5 @@ def test_what_clients_get() -> None:
     )
     task = tasks.parse(text).task(bytes(32), 582_026)
     assert wire.task_from_bytes(wire.task_to_bytes(task)) == task
-    assert (task.mode, task.rule.optimizer, task.rule.local_epochs) == (Mode.PLAIN, Optimizer.ADAM, 2)
+    assert (task.mode, task.rule.optimizer, task.rule.local_epochs) == (Mode.PAIRWISE, Optimizer.ADAM, 2)
     assert (task.parameters, task.max_examples) == (582_026, 500)

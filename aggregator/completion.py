@@ -1,0 +1,154 @@
+"""From a closed round to what it gave: the sum is opened, then the next model (or an evaluation's figures) committed.
+
+Called by the run's driver, again after a restart. In masked rounds the sum is opened first, with the help of enough
+clients or of the helper; a sum that cannot be opened abandons the round, with the reason. Model n+1, "round
+committed" and the end of the masked round are one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from aggregator import commit
+from aggregator import events as e
+from aggregator.commit import MeanSum
+from aggregator.evaluation import reason
+from aggregator.masked import MaskedMode
+from aggregator.means import Means
+from aggregator.members import Phase, Terms
+from aggregator.pairwise import Change
+from aggregator.round import Round
+from aggregator.store import rounds, runs
+from aggregator.store.records import ModelRecord
+from aggregator.strategies import Strategy
+from aggregator.uploads import FloatSum, RingSum
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Kind
+
+Record = Callable[[Connection], None]
+
+
+def _nothing_more(_connection: Connection, _terms: Terms) -> None:
+    return
+
+
+PLAIN = Change(_nothing_more, lambda: None)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A round's sum in the clear, its figures, and what to record beside the commit."""
+
+    sum: FloatSum | MeanSum
+    figures: Mapping[str, float]
+    change: Change
+    phases_ms: Mapping[str, float]
+
+
+class Completion:
+    """Completes the rounds of one run."""
+
+    def __init__(self, means: Means, strategy: Strategy, masked: MaskedMode | None, unmask_s: int) -> None:
+        self._means = means
+        self._strategy = strategy
+        self._masked = masked
+        self._unmask_ms = 1000 * unmask_s
+
+    async def complete(self, round_: Round) -> None:
+        """Commits what a closed round gave; does nothing more to one that has ended."""
+        if self._masked is not None and round_.phase is Phase.ABANDONED:
+            await self._masked.settle(round_)
+        if round_.phase not in {Phase.UNMASKING, Phase.COMMITTING}:
+            return
+        opened = await self._open(round_)
+        if opened is None:
+            return
+        if round_.terms.kind is Kind.TRAIN:
+            await self._commit_model(round_, opened)
+        else:
+            await self._commit_evaluation(round_, opened)
+
+    # -- the sum
+
+    async def _open(self, round_: Round) -> Opened | None:
+        try:
+            sum_, adding_ms = await self._means.coordinator.sum(round_.terms.round_id)
+        except LocalError as error:
+            if error.code is not Code.STATE_CORRUPT:
+                raise
+            await self._abandon(round_, error)
+            return None
+        if isinstance(sum_, RingSum):
+            return await self._unmask(round_, sum_, adding_ms)
+        prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
+        return Opened(sum_, commit.figures(round_, prefix), PLAIN, {"aggregate": adding_ms})
+
+    async def _unmask(self, round_: Round, sum_: RingSum, adding_ms: float) -> Opened | None:
+        if self._masked is None:
+            raise LocalError(Code.INTERNAL, "A masked round in a run without masks.")
+        began = time.monotonic()
+        try:
+            decoded, change = await self._masked.open_sum(round_, sum_.total.copy(), self._unmask_ms)
+        except PeerError as error:
+            await self._abandon(round_, error)
+            return None
+        unmask_ms = (time.monotonic() - began) * 1000
+        figures = commit.masked_figures(round_, decoded)
+        return Opened(MeanSum(decoded.mean), figures, change, {"aggregate": adding_ms, "unmask": unmask_ms})
+
+    async def _abandon(self, round_: Round, error: PeerError | LocalError) -> None:
+        change = PLAIN if self._masked is None else await self._masked.give_up(round_, error.code)
+        await self._finish(round_, e.RoundStopped(reason(error)), change, lambda _connection: None)
+
+    # -- the commit
+
+    async def _commit_model(self, round_: Round, opened: Opened) -> None:
+        means, terms = self._means, round_.terms
+        old = await means.database.run(lambda c: runs.model(c, terms.run_id, terms.model_version))
+        began = time.monotonic()
+        digest = await asyncio.to_thread(
+            commit.next_model, means.blobs, old.digest, opened.sum, self._strategy
+        )
+        model = ModelRecord(terms.model_version + 1, digest, terms.round_id)
+        aggregate_ms = opened.phases_ms["aggregate"] + (time.monotonic() - began) * 1000
+        phases = commit.times(round_) | dict(opened.phases_ms) | {"aggregate": aggregate_ms}
+
+        def record(connection: Connection) -> None:
+            runs.insert_model(connection, terms.run_id, model, means.clock())
+            rounds.add_figures(connection, terms.round_id, opened.figures, phases)
+
+        began = time.monotonic()
+        await self._finish(round_, e.ModelCommitted(), opened.change, record)
+        commit_ms = (time.monotonic() - began) * 1000
+        await means.database.run(
+            lambda c: rounds.add_figures(c, terms.round_id, phases_ms={"commit": commit_ms})
+        )
+        await means.tickets.announce(terms.run_id, model)
+
+    async def _commit_evaluation(self, round_: Round, opened: Opened) -> None:
+        """The figures of an evaluation belong to the training round of the same number."""
+        terms = round_.terms
+        figures = {**opened.figures, "device_reports": float(len(commit.reported(round_)))}
+
+        def record(connection: Connection) -> None:
+            rounds.add_figures(connection, terms.round_id, figures, commit.times(round_))
+            trained = rounds.training_round(connection, terms.run_id, terms.number)
+            if trained is not None:
+                rounds.add_figures(connection, trained, figures)
+
+        await self._finish(round_, e.ModelCommitted(), opened.change, record)
+
+    async def _finish(
+        self, round_: Round, event: e.ModelCommitted | e.RoundStopped, change: Change, record: Record
+    ) -> None:
+        def both(connection: Connection) -> None:
+            record(connection)
+            change.record(connection, round_.terms)
+
+        await self._means.coordinator.finish(round_.terms.round_id, event, both)
+        change.then()

@@ -1,0 +1,406 @@
+"""Key epochs: their set-up (M0 to M3) with the clients of a run, before rounds in pairwise mode.
+
+What is allowed is decided by `fedless.protocol.secagg.assembly`; here it is stored, then said. The driver of a run
+asks for a usable key epoch; the gRPC service brings the clients' messages. Long polls hold a call until there is
+something to say, for at most 25 s. After a restart a set-up goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import structlog
+from sqlalchemy import Connection
+
+from aggregator.interfaces import Clock, Random, Sleep
+from aggregator.members import Terms
+from aggregator.store import history, masks, rounds
+from aggregator.store.engine import Database
+from aggregator.store.masks import KeyEpoch
+from aggregator.tickets import Tickets
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import LONG_POLL_MS, CheckIn, Encoding, Kind, Mode, NotNow, Offer
+from fedless.protocol.secagg import assembly, codec, epochs
+from fedless.protocol.secagg.assembly import ServerEpoch
+from fedless.protocol.secagg.messages import EpochKeys, EpochShares, Sign, VerifyMember
+
+DAY_MS = 86_400_000
+VALID_DAYS = 7
+"""Certificates of members must be valid for as long as a key epoch may last."""
+TIMER_SLICE_MS = 500
+log = structlog.get_logger()
+
+
+@dataclass
+class LiveEpoch:
+    """A key epoch in memory; `changed` is set, and replaced, when there may be something new to say."""
+
+    value: KeyEpoch
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def tell(self) -> None:
+        """Wakes everybody who waits for news."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@dataclass(frozen=True)
+class Signing:
+    """The aggregator's signature (Ed25519, ticket key), and whom it accepts as a member."""
+
+    sign: Sign
+    verify_member: VerifyMember
+
+
+class KeyEpochs:
+    """Sets up key epochs and keeps those in use."""
+
+    def __init__(
+        self,
+        database: Database,
+        tickets: Tickets,
+        signing: Signing,
+        *,
+        clock: Clock,
+        sleep: Sleep,
+        random: Random,
+        on_step: Callable[[str], None] = lambda _run_id: None,
+    ) -> None:
+        self._database = database
+        self._tickets = tickets
+        self._signing = signing
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random
+        self._on_step = on_step
+        self._live: dict[int, LiveEpoch] = {}
+
+    # -- called by the run's driver
+
+    async def usable(self, run_id: str, present: frozenset[str]) -> LiveEpoch | None:
+        """The run's key epoch, if a further slot of it can be opened; one that cannot is ended here.
+
+        `present`: clients that are enrolled and not revoked. A set-up that was under way is completed first.
+        """
+        newest = await self._database.run(lambda c: masks.newest_epoch(c, run_id))
+        if newest is None or newest.ended_at_ms:
+            return None
+        live = self._live.setdefault(newest.epoch, LiveEpoch(newest))
+        if not live.value.state.members:
+            return await self._set_up(live)
+        gone = sum(client_id not in present for client_id in live.value.members)
+        if not live.value.state.is_over(gone):
+            return live
+        await self.end(live, _why_over(live.value.state, gone))
+        return None
+
+    async def open(
+        self, terms: Terms, cohort: Sequence[str], *, minimum: int, trust: epochs.Trust, window_ms: int
+    ) -> LiveEpoch:
+        """A new key epoch with these clients, once it is usable. `terms`: of a round that it serves.
+
+        The number of slots doubles from one good key epoch to the next (1, 2, 4, ... 16). Each of its two steps
+        takes at most `window_ms`. Raises `PeerError` TOO_FEW when fewer than `minimum` clients join in time.
+        """
+        now, run_id = self._clock(), terms.run_id
+
+        def work(connection: Connection) -> KeyEpoch:
+            slots = epochs.next_slots(masks.longest_epoch(connection, run_id))
+            number = rounds.next_id(connection, now)
+            value = KeyEpoch(
+                epoch=number,
+                run_id=run_id,
+                cohort={client_id: self._tickets.nonce() for client_id in cohort},
+                minimum=minimum,
+                opened_at_ms=now,
+                keys_until_ms=now + window_ms,
+                shares_until_ms=now + 2 * window_ms,
+                state=ServerEpoch(number, slots, trust),
+            )
+            masks.insert_epoch(connection, value)
+            self._note(connection, value, "key_epoch_opened", clients=len(cohort), slots=slots)
+            return value
+
+        value = await self._database.run(work)
+        self._on_step(run_id)
+        live = self._live[value.epoch] = LiveEpoch(value)
+        return await self._set_up(live)
+
+    async def find(self, epoch: int) -> LiveEpoch:
+        """A key epoch by its number; raises `PeerError` UNKNOWN_ROUND."""
+        live = self._live.get(epoch)
+        if live is None:
+            value = await self._database.run(lambda c: masks.load_epoch(c, epoch))
+            live = self._live.setdefault(epoch, LiveEpoch(value))
+        return live
+
+    async def end(self, live: LiveEpoch, reason: str) -> None:
+        """Ends a key epoch: its sealed shares are erased, and nobody opens a slot of it any more."""
+        now = self._clock()
+
+        def work(connection: Connection) -> KeyEpoch:
+            ended = masks.end_epoch(connection, live.value, reason, now)
+            self._note(connection, ended, "key_epoch_ended", reason=reason)
+            return ended
+
+        live.value = await self._database.run(work)
+        self._stop_tasks(live)
+        live.tell()
+        self._on_step(live.value.run_id)
+        log.info("key_epoch_ended", epoch=live.value.epoch, reason=reason)
+
+    async def close(self) -> None:
+        """Ends wake-ups; set-ups go on after the next start."""
+        tasks = [task for live in self._live.values() for task in live.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- the set-up
+
+    async def _set_up(self, live: LiveEpoch) -> LiveEpoch:
+        self._wake(live)
+        try:
+            await self._wait(
+                live, lambda v: v.state.roster is not None or len(v.state.offers) == len(v.cohort), "keys"
+            )
+            await self._make_roster(live)
+            await self._wait(
+                live, lambda v: len(v.state.received) == len(v.state.sealed_roster.entries), "shares"
+            )
+            await self._activate(live)
+        except PeerError as error:
+            if not live.value.ended_at_ms:
+                await self.end(live, f"{error.code.value}: {error.detail}")
+            raise
+        return live
+
+    def _wake(self, live: LiveEpoch) -> None:
+        """Tickets for those who may not have had theirs; a repeat has the same nonce and costs nothing."""
+        value = live.value
+        state, terms = value.state, _terms(value)
+        done = {offer.client_id for offer in state.offers}
+        if state.roster is not None:
+            received = {known.index for known in state.received}
+            entries = enumerate(state.roster.entries, start=1)
+            done = set(value.cohort) - {e.client_id for at, e in entries if at not in received}
+        for client_id, nonce in value.cohort.items():
+            if client_id not in done:
+                self.spawn(live, self._tickets.wake(terms, client_id, nonce))
+
+    async def _wait(self, live: LiveEpoch, complete: Callable[[KeyEpoch], bool], what: str) -> None:
+        """Until it is complete, or the window for it is over."""
+        while not complete(live.value):
+            until = live.value.keys_until_ms if what == "keys" else live.value.shares_until_ms
+            left = until - self._clock()
+            if left <= 0:
+                return
+            changed = asyncio.ensure_future(live.changed.wait())
+            slept = asyncio.ensure_future(self._sleep(min(left, TIMER_SLICE_MS)))
+            try:
+                await asyncio.wait({changed, slept}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+                slept.cancel()
+
+    async def _make_roster(self, live: LiveEpoch) -> None:
+        async with live.lock:
+            value = live.value
+            if value.state.roster is not None:
+                return
+            now = self._clock()
+            state = assembly.make_roster(
+                value.state,
+                minimum=value.minimum,
+                graph_seed=self._random(32),
+                at_ms=now,
+                ends_at_ms=now + VALID_DAYS * DAY_MS,
+                verify_member=self._signing.verify_member,
+                sign=self._signing.sign,
+            )
+            window_ms = value.shares_until_ms - value.keys_until_ms
+            changed = replace(value, state=state, shares_until_ms=now + window_ms)
+            await self._save(live, changed, "roster_made", members=len(state.sealed_roster.entries))
+
+    async def _activate(self, live: LiveEpoch) -> None:
+        async with live.lock:
+            value = live.value
+            state = assembly.activate(value.state, minimum=value.minimum, sign=self._signing.sign)
+            await self._save(
+                live, replace(value, state=state), "key_epoch_active", members=len(state.members)
+            )
+
+    # -- called by the service
+
+    async def is_epoch(self, number: int) -> bool:
+        """Whether a ticket's number is that of a key epoch (numbers of rounds are others)."""
+        try:
+            await self.find(number)
+        except PeerError:
+            return False
+        return True
+
+    async def check_in(self, client_id: str, request: CheckIn) -> Offer | NotNow:
+        """The offer to join a key epoch. Raises `PeerError` NOT_IN_COHORT or TICKET_FOREIGN."""
+        live = await self.find(request.round_id)
+        value = live.value
+        nonce = value.cohort.get(client_id)
+        if nonce is None:
+            raise PeerError(Code.NOT_IN_COHORT, "This client was not asked to join the key epoch.")
+        if nonce != request.nonce:
+            raise PeerError(Code.TICKET_FOREIGN, "The nonce is not that of this client's ticket.")
+        if value.ended_at_ms:
+            return NotNow(Code.ROUND_CLOSED.value, 0)
+        offer = await self._tickets.offer(_terms(value))
+        return replace(offer, epoch_slots=value.state.slots)
+
+    async def post_keys(self, client_id: str, epoch: int, message: bytes) -> None:
+        """M0. Raises `PeerError` as `assembly.accept_keys`."""
+        live = await self._open(client_id, epoch)
+        keys = codec.loads(EpochKeys, message)
+        if keys.client_id != client_id:
+            raise PeerError(Code.NOT_IN_COHORT, "The keys name another client than the caller.")
+        async with live.lock:
+            value = live.value
+            if value.state.roster is not None and keys in value.state.roster.entries:
+                return
+            state = await asyncio.to_thread(
+                assembly.accept_keys,
+                value.state,
+                keys,
+                at_ms=self._clock(),
+                verify_member=self._signing.verify_member,
+            )
+            if state is not value.state:
+                await self._save(live, replace(value, state=state), "keys_arrived", client_id)
+
+    async def roster(self, client_id: str, epoch: int) -> bytes:
+        """M1, when there is one; empty after 25 s without."""
+        live = await self._open(client_id, epoch)
+        await _news(live, lambda v: v.state.roster is not None or bool(v.ended_at_ms))
+        state = (await self._open(client_id, epoch)).value.state
+        if state.roster is None:
+            return b""
+        state.roster.index_of(client_id)
+        return codec.dumps(state.roster)
+
+    async def post_shares(self, client_id: str, epoch: int, message: bytes) -> None:
+        """M2. Raises `PeerError` as `assembly.accept_shares`."""
+        live = await self._open(client_id, epoch)
+        shares = codec.loads(EpochShares, message)
+        async with live.lock:
+            value = live.value
+            if value.state.sealed_roster.index_of(client_id) != shares.index:
+                raise PeerError(Code.NOT_IN_COHORT, "The shares name another member than the caller.")
+            state = assembly.accept_shares(value.state, shares)
+            if state is not value.state:
+                changed = replace(value, state=state)
+                await self._save(live, changed, "shares_arrived", client_id, shares=shares)
+
+    async def inbox(self, client_id: str, epoch: int) -> bytes:
+        """M3, when E is fixed; empty after 25 s without."""
+        live = await self._open(client_id, epoch)
+        await _news(live, lambda v: bool(v.state.members) or bool(v.ended_at_ms))
+        state = (await self._open(client_id, epoch)).value.state
+        if not state.members:
+            return b""
+        index = state.sealed_roster.index_of(client_id)
+        rows = await self._database.run(lambda c: masks.load_shares(c, epoch))
+        return codec.dumps(assembly.inbox_for(state, index, rows))
+
+    # -- small things
+
+    async def _open(self, client_id: str, epoch: int) -> LiveEpoch:
+        live = await self.find(epoch)
+        if client_id not in live.value.cohort:
+            raise PeerError(Code.NOT_IN_COHORT, "This client was not asked to join the key epoch.")
+        if live.value.ended_at_ms:
+            raise PeerError(Code.ROUND_CLOSED, f"Key epoch {epoch} has ended: {live.value.reason}.")
+        return live
+
+    async def _save(
+        self,
+        live: LiveEpoch,
+        value: KeyEpoch,
+        event: str,
+        client_id: str = "",
+        *,
+        members: int = 0,
+        shares: EpochShares | None = None,
+    ) -> None:
+        def work(connection: Connection) -> None:
+            if shares is not None:
+                masks.insert_shares(connection, shares)
+            masks.save_epoch(connection, value)
+            fields = {"members": members} if members else {}
+            self._note(connection, value, event, client_id, **fields)
+
+        await self._database.run(work)
+        live.value = value
+        live.tell()
+        self._on_step(value.run_id)
+        log.info(event, epoch=value.epoch, **({"client": client_id} if client_id else {}))
+
+    def _note(
+        self, connection: Connection, value: KeyEpoch, event: str, client_id: str = "", **fields: object
+    ) -> None:
+        history.note(
+            connection,
+            value.run_id,
+            event,
+            self._clock(),
+            round_id=value.epoch,
+            client_id=client_id,
+            **fields,
+        )
+
+    def spawn(self, live: LiveEpoch, work: Coroutine[None, None, None]) -> None:
+        """Runs a wake-up beside; it ends with the key epoch."""
+        task = asyncio.create_task(work)
+        live.tasks.add(task)
+        task.add_done_callback(live.tasks.discard)
+
+    def _stop_tasks(self, live: LiveEpoch) -> None:
+        for task in live.tasks:
+            task.cancel()
+
+
+async def _news(live: LiveEpoch, there: Callable[[KeyEpoch], bool]) -> None:
+    """Until there is something to say, for at most 25 s."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LONG_POLL_MS / 1000):
+            while not there(live.value):
+                await live.changed.wait()
+
+
+def _terms(value: KeyEpoch) -> Terms:
+    """A key epoch as tickets and offers know it: its number stands for the round's."""
+    window_ms = value.shares_until_ms - value.keys_until_ms
+    return Terms(
+        round_id=value.epoch,
+        run_id=value.run_id,
+        number=0,
+        kind=Kind.EPOCH,
+        model_version=0,
+        goal=len(value.cohort),
+        minimum=value.minimum,
+        opened_at_ms=value.opened_at_ms,
+        deadline_at_ms=value.shares_until_ms + window_ms,
+        parameters=0,
+        max_examples=1,
+        mode=Mode.PAIRWISE,
+        encoding=Encoding.RING32,
+    )
+
+
+def _why_over(state: ServerEpoch, gone: int) -> str:
+    if state.next_slot >= state.slots:
+        return f"used_up: all {state.slots} slots"
+    if state.abandoned_in_a_row:
+        return f"abandoned: {state.abandoned_in_a_row} rounds in a row"
+    return f"{Code.TOO_FEW.value}: {gone} of {len(state.members)} members left the fleet"

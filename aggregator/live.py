@@ -1,0 +1,107 @@
+"""A round in memory, and small things that the coordinator's steps share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from aggregator import events as e
+from aggregator.members import OPEN, Terms
+from aggregator.round import Round
+from aggregator.store import steps
+from aggregator.uploads import DISK_RETRY_MS, FloatSum, RingSum
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.messages import ReportHeader
+
+log = structlog.get_logger()
+
+
+class MaskedRounds(Protocol):
+    """What the coordinator asks of a masked mode: `pairwise.PairwiseRounds`, `helpers.HelperRounds`."""
+
+    async def offer(self, terms: Terms, client_id: str, mark: bytes) -> bytes:
+        """The signed opening of the round for a client that checks in. Raises `PeerError`."""
+        ...
+
+    async def check_head(self, terms: Terms, client_id: str, header: ReportHeader) -> None:
+        """Whether an announced report's signed head is right. Raises `PeerError`."""
+        ...
+
+
+@dataclass
+class Live:
+    """A round in memory, with what hangs on it; `added` says whose reports are in `sum`."""
+
+    round: Round
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    sum: FloatSum | RingSum | None = None
+    added: set[str] = field(default_factory=set)
+    adding_ms: float = 0.0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    refused: set[tuple[str, Code]] = field(default_factory=set)
+
+    def open_sum(self) -> FloatSum | RingSum:
+        """The round's running sum, made when it is first needed."""
+        if self.sum is None:
+            terms = self.round.terms
+            self.sum = RingSum(terms.words, terms.encoding) if terms.is_masked else FloatSum(terms.parameters)
+        return self.sum
+
+
+def range_limit(terms: Terms) -> float | None:
+    """How large a number in a report may be; None: nobody can tell, since it is masked."""
+    return None if terms.is_masked else terms.update_limit
+
+
+@contextmanager
+def own_faults_as_refusals() -> Iterator[None]:
+    """Our full disk is no fault of the client's, but it must hear of it, and come again."""
+    try:
+        yield
+    except LocalError as error:
+        if error.code is not Code.DISK_FULL:
+            raise
+        raise PeerError(error.code, "The aggregator's disk is full.", retry_after_ms=DISK_RETRY_MS) from error
+
+
+async def while_open(live: Live, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, until the round takes no more."""
+    async for chunk in chunks:
+        if live.round.phase not in OPEN:
+            raise PeerError(Code.ROUND_CLOSED, f"Round {live.round.terms.round_id} is {live.round.phase}.")
+        yield chunk
+
+
+def refusal_in(effects: Sequence[e.Effect]) -> PeerError | None:
+    """The refusal among the effects of a step."""
+    for effect in effects:
+        if isinstance(effect, e.Refuse):
+            return PeerError(effect.code, effect.detail)
+    return None
+
+
+def log_step(round_: Round, event: e.Event, refusals: Sequence[e.Refuse]) -> None:
+    """One line for a step that changed something."""
+    codes = [refusal.code.value for refusal in refusals]
+    facts = {"round": round_.terms.round_id, "phase": round_.phase.value}
+    client_id = getattr(event, "client_id", "")
+    log.info(
+        steps.NAMES[type(event)],
+        **facts,
+        **({"client": client_id} if client_id else {}),
+        **({"refused": codes} if codes else {}),
+    )
+
+
+def tell_failure(task: asyncio.Task[None]) -> None:
+    """One line for a task beside that failed."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        fields = {"code": error.code.value} if isinstance(error, FedlessError) else {}
+        log.error("task_failed", error=type(error).__name__, **fields)

@@ -1,0 +1,224 @@
+"""Key epochs and masked rounds in the database. Functions on a connection, part of a larger step.
+
+States of secure aggregation are stored in the bytes of its codec; what is erased from them is overwritten on the
+disk (`secure_delete`). A key epoch's number is unique in the fleet and rising, also after a restored back-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    Row,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from aggregator.store.schema import metadata
+from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.secagg import codec
+from fedless.protocol.secagg.assembly import ServerEpoch
+from fedless.protocol.secagg.messages import EpochShares
+from fedless.protocol.secagg.server import ServerRound
+
+# One set-up of pairwise masks. `cohort`: nonce (hex) by client id. `state`: ServerEpoch.
+key_epochs = Table(
+    "key_epochs",
+    metadata,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_id", ForeignKey("runs.run_id"), nullable=False, index=True),
+    Column("cohort", JSON, nullable=False),
+    Column("minimum", Integer, nullable=False),
+    Column("opened_at_ms", BigInteger, nullable=False),
+    Column("keys_until_ms", BigInteger, nullable=False),
+    Column("shares_until_ms", BigInteger, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False, default=""),  # why it ended
+    Column("ended_at_ms", BigInteger, nullable=False, default=0),
+)
+
+# The members' M2 (`EpochShares`); erased with the key epoch.
+epoch_shares = Table(
+    "epoch_shares",
+    metadata,
+    Column("epoch", ForeignKey("key_epochs.epoch"), primary_key=True),
+    Column("member", Integer, primary_key=True),
+    Column("shares", LargeBinary, nullable=False),
+)
+
+# What secure aggregation knows of a round in pairwise mode (`ServerRound`).
+masked_rounds = Table(
+    "masked_rounds",
+    metadata,
+    Column("round_id", ForeignKey("rounds.round_id"), primary_key=True),
+    Column("epoch", ForeignKey("key_epochs.epoch"), nullable=False, index=True),
+    Column("state", LargeBinary, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class KeyEpoch:
+    """One key epoch: whose run it serves, who was asked to join, until when, and how far it is."""
+
+    epoch: int
+    run_id: str
+    cohort: Mapping[str, bytes]
+    minimum: int
+    opened_at_ms: int
+    keys_until_ms: int
+    shares_until_ms: int
+    state: ServerEpoch
+    reason: str = ""
+    ended_at_ms: int = 0
+
+    def client_of(self, index: int) -> str:
+        """The id of member `index` (from 1) of the roster."""
+        return self.state.sealed_roster.entries[index - 1].client_id
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The ids of E."""
+        return tuple(self.client_of(index) for index in self.state.members)
+
+
+def insert_epoch(connection: Connection, value: KeyEpoch) -> None:
+    """Writes down a new key epoch."""
+    connection.execute(
+        insert(key_epochs).values(
+            epoch=value.epoch,
+            run_id=value.run_id,
+            cohort={client_id: nonce.hex() for client_id, nonce in value.cohort.items()},
+            minimum=value.minimum,
+            opened_at_ms=value.opened_at_ms,
+            keys_until_ms=value.keys_until_ms,
+            shares_until_ms=value.shares_until_ms,
+            state=codec.dumps(value.state),
+        )
+    )
+
+
+def save_epoch(connection: Connection, value: KeyEpoch) -> None:
+    """Writes down how far a key epoch is."""
+    values = {
+        "state": codec.dumps(value.state),
+        "keys_until_ms": value.keys_until_ms,
+        "shares_until_ms": value.shares_until_ms,
+        "reason": value.reason,
+        "ended_at_ms": value.ended_at_ms,
+    }
+    connection.execute(update(key_epochs).where(key_epochs.c.epoch == value.epoch).values(values))
+
+
+def end_epoch(connection: Connection, value: KeyEpoch, reason: str, now_ms: int) -> KeyEpoch:
+    """Ends a key epoch, and erases the sealed shares; the record of who was in it stays."""
+    ended = replace(value, reason=reason, ended_at_ms=now_ms)
+    save_epoch(connection, ended)
+    connection.execute(delete(epoch_shares).where(epoch_shares.c.epoch == value.epoch))
+    return ended
+
+
+def load_epoch(connection: Connection, epoch: int) -> KeyEpoch:
+    """A key epoch; raises `PeerError` UNKNOWN_ROUND, since a ticket names it as its round."""
+    row = connection.execute(select(key_epochs).where(key_epochs.c.epoch == epoch)).one_or_none()
+    if row is None:
+        raise PeerError(Code.UNKNOWN_ROUND, f"Found no key epoch {epoch}.")
+    return _key_epoch(row)
+
+
+def newest_epoch(connection: Connection, run_id: str) -> KeyEpoch | None:
+    """The run's newest key epoch, ended or not."""
+    query = (
+        select(key_epochs).where(key_epochs.c.run_id == run_id).order_by(key_epochs.c.epoch.desc()).limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _key_epoch(row)
+
+
+def longest_epoch(connection: Connection, run_id: str) -> int:
+    """The slots of the run's newest key epoch that came to be used; 0: none."""
+    query = select(key_epochs).where(key_epochs.c.run_id == run_id).order_by(key_epochs.c.epoch.desc())
+    for row in connection.execute(query):
+        value = _key_epoch(row)
+        if value.state.next_slot and not value.state.abandoned_in_a_row:
+            return value.state.slots
+    return 0
+
+
+def end_all(connection: Connection, run_id: str, reason: str, now_ms: int) -> None:
+    """Ends the key epochs of a run that has ended."""
+    query = select(key_epochs).where(key_epochs.c.run_id == run_id, key_epochs.c.ended_at_ms == 0)
+    for row in connection.execute(query).all():
+        end_epoch(connection, _key_epoch(row), reason, now_ms)
+
+
+def insert_shares(connection: Connection, shares: EpochShares) -> None:
+    """Keeps a member's M2."""
+    values = {"epoch": shares.epoch, "member": shares.index, "shares": codec.dumps(shares)}
+    connection.execute(insert(epoch_shares).values(values))
+
+
+def load_shares(connection: Connection, epoch: int) -> dict[int, EpochShares]:
+    """All M2 of a key epoch by member index."""
+    query = select(epoch_shares).where(epoch_shares.c.epoch == epoch)
+    return {row.member: codec.loads(EpochShares, row.shares) for row in connection.execute(query)}
+
+
+def insert_masked(connection: Connection, value: ServerRound) -> None:
+    """Writes down a round that was opened in a slot."""
+    connection.execute(
+        insert(masked_rounds).values(
+            round_id=value.open.round_id, epoch=value.open.epoch, state=codec.dumps(value)
+        )
+    )
+
+
+def save_masked(connection: Connection, value: ServerRound) -> None:
+    """Writes down how far a masked round is. Of a round that ended the shares are erased; who answered stays."""
+    if value.result is not None:
+        value = replace(value, responses=tuple(replace(answer, shares=b"") for answer in value.responses))
+    mine = masked_rounds.c.round_id == value.open.round_id
+    connection.execute(update(masked_rounds).where(mine).values(state=codec.dumps(value)))
+
+
+def load_masked(connection: Connection, round_id: int) -> ServerRound:
+    """A masked round; raises `PeerError` UNKNOWN_ROUND."""
+    query = select(masked_rounds.c.state).where(masked_rounds.c.round_id == round_id)
+    state = connection.scalar(query)
+    if state is None:
+        raise PeerError(Code.UNKNOWN_ROUND, f"Round {round_id} is not in pairwise mode.")
+    return codec.loads(ServerRound, state)
+
+
+def masked_of_epoch(connection: Connection, epoch: int) -> list[ServerRound]:
+    """All rounds that were opened in a key epoch, in order of their slots."""
+    query = select(masked_rounds.c.state).where(masked_rounds.c.epoch == epoch)
+    found = [codec.loads(ServerRound, row.state) for row in connection.execute(query)]
+    return sorted(found, key=lambda value: value.open.slot)
+
+
+def _key_epoch(row: Row[Any]) -> KeyEpoch:
+    return KeyEpoch(
+        epoch=row.epoch,
+        run_id=row.run_id,
+        cohort={client_id: bytes.fromhex(nonce) for client_id, nonce in row.cohort.items()},
+        minimum=row.minimum,
+        opened_at_ms=row.opened_at_ms,
+        keys_until_ms=row.keys_until_ms,
+        shares_until_ms=row.shares_until_ms,
+        state=codec.loads(ServerEpoch, row.state),
+        reason=row.reason,
+        ended_at_ms=row.ended_at_ms,
+    )
