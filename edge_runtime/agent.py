@@ -22,6 +22,7 @@ from edge_runtime.disk import write_whole
 from edge_runtime.doorway import PAUSE_S, Doorway
 from edge_runtime.handover import Child, Wake
 from edge_runtime.log import say
+from edge_runtime.notify import ALIVE, READY, STOPPING, notify
 from edge_runtime.wake import Allowance, WakeLine, jitter
 
 TICK_S = 60.0
@@ -70,12 +71,15 @@ class Agent:
         self._tell("starting", "")
         gc.collect()
         gc.freeze()
+        notify(READY)
         while self._stop_at is None:
+            notify(ALIVE)
             self._connect()
             self._start()
             door_at = None if self._door is None else self._door.look()
             self._wait(self._next_s() if door_at is None else min(self._next_s(), PAUSE_S))
         say("agent", "draining", participant=self._child.pid if self._child else None)
+        notify(STOPPING)
         self._line.close()
         if self._door is not None:
             self._door.close(signal.SIGTERM)

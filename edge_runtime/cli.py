@@ -1,4 +1,4 @@
-"""The command `fedless-edge`: enroll, run, status, doctor, policy, data check.
+"""The command `fedless-edge`: enroll, run, status, doctor, and so on; what each is for: `fedless-edge --help`.
 
 argparse and plain lines: a device has no typer and no rich. What a subcommand does not need is not imported. Every
 `FedlessError` becomes one line on standard error and exit status 1.
@@ -16,6 +16,7 @@ from pathlib import Path
 from fedless.protocol.errors import Code, FedlessError, LocalError
 
 DEFAULT_STATE = "/var/lib/fedless-edge"
+UNIT = "/etc/systemd/system/fedless-edge.service"
 # The agent and the participant skip `site`: what it would add to the path is handed over, its memory is saved.
 _BOOT = (
     "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); "
@@ -63,6 +64,29 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[common], help="what is wrong, and what to do")
     doctor.set_defaults(command=_doctor)
 
+    stats = commands.add_parser("stats", parents=[common], help="invocations: cold, warm, queue, run, total")
+    stats.add_argument("--json", action="store_true", help="as JSON")
+    stats.add_argument("--calls", type=int, default=0, metavar="N", help="list the N newest ones too")
+    stats.set_defaults(command=_stats)
+
+    why_not = commands.add_parser("why-not", parents=[common], help="why this device did not train lately")
+    why_not.set_defaults(command=_why_not)
+
+    logs = commands.add_parser("logs", help="the agent's log, from journald; arguments go to journalctl")
+    logs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    logs.set_defaults(command=_logs)
+
+    invoke = commands.add_parser("invoke", parents=[common], help="call a function on this device")
+    invoke.add_argument("name", metavar="FUNCTION")
+    invoke.add_argument("event", nargs="?", default="-", metavar="JSON", help="the event; -: standard input")
+    invoke.set_defaults(command=_invoke)
+
+    _functions_parser(commands, common)
+    service = commands.add_parser("install-service", parents=[common], help="write and enable a systemd unit")
+    service.add_argument("--unit", type=Path, default=Path(UNIT), metavar="FILE", help=f"where ({UNIT})")
+    service.add_argument("--user", default="fedless", help="who runs it (fedless)")
+    service.set_defaults(command=_install_service)
+
     policy = commands.add_parser("policy", parents=[common], help="what this device demands of a round")
     policy.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="for instance modes=plain,pairwise")
     policy.set_defaults(command=_policy)
@@ -77,6 +101,22 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--source", default="", metavar="NAME", help="only this data source")
     check.set_defaults(command=_data_check)
     return parser
+
+
+def _functions_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    functions = commands.add_parser("functions", help="the functions on this device").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    listing = functions.add_parser("list", parents=[common], help="versions, newest first, and how they do")
+    listing.set_defaults(command=_functions_list)
+    install = functions.add_parser("install", parents=[common], help="bring a signed bundle here by hand")
+    install.add_argument("bundle", type=Path, metavar="BUNDLE")
+    install.set_defaults(command=_functions_install)
+    back = functions.add_parser("rollback", parents=[common], help="give the newest version up")
+    back.add_argument("name", metavar="FUNCTION")
+    back.set_defaults(command=_functions_rollback)
 
 
 def _enroll(given: argparse.Namespace) -> int:
@@ -158,6 +198,123 @@ def _doctor(given: argparse.Namespace) -> int:
         print(finding, flush=True)
         troubles += not finding.well
     return 1 if troubles else 0
+
+
+def _stats(given: argparse.Namespace) -> int:
+    from contextlib import closing
+    from dataclasses import asdict
+
+    from edge_runtime.functions import Functions, statistics
+
+    with closing(Functions(given.state)) as functions:
+        calls = functions.calls()
+    found = statistics(calls)
+    if given.json:
+        print(json.dumps({"functions": found, "calls": [asdict(c) for c in calls[: given.calls]]}, indent=1))
+        return 0
+    for name, figures in found.items():
+        print(f"{name}: {figures['calls']:.0f} calls, {figures['failed']:.0f} failed")
+        for start in ("cold", "warm"):
+            if figures[start]:
+                times = " ".join(
+                    f"{what} {figures[f'{start}_{what}_ms_p50']:.0f}/{figures[f'{start}_{what}_ms_p95']:.0f}"
+                    for what in ("queue", "start", "run", "total")
+                )
+                print(f"  {start} {figures[start]:.0f}: p50/p95 ms {times}")
+    for call in calls[: given.calls]:
+        print(f"{call.name} {call.version} {call.kind} {call.start} {call.total_ms:.0f} ms {call.outcome}")
+    return 0
+
+
+def _why_not(given: argparse.Namespace) -> int:
+    from edge_runtime.config import FILE, load
+    from edge_runtime.functions import Functions
+    from edge_runtime.status import collect
+    from edge_runtime.telling import fit
+
+    functions = Functions(given.state)
+    try:
+        verdict = fit(load(given.state / FILE), functions)
+    finally:
+        functions.close()
+    print("It may train now." if verdict.eligible else f"It may not train now: {verdict.reason}.")
+    reasons = collect(given.state)["reasons"]
+    assert isinstance(reasons, list)  # noqa: S101 - `collect` made it
+    for reason in reasons:
+        print(f"round {reason['round_id']}: {Code.of(reason['code']).sentence} {reason['detail']}".rstrip())
+    return 0
+
+
+def _logs(given: argparse.Namespace) -> int:
+    command = ["journalctl", "--unit", "fedless-edge", "--output", "cat", *given.arguments]
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+    except FileNotFoundError as error:
+        detail = "There is no journalctl here; the agent writes its lines to standard error."
+        raise LocalError(Code.NOT_INSTALLED, detail) from error
+
+
+def _invoke(given: argparse.Namespace) -> int:
+    from edge_runtime.caller import invoke
+    from edge_runtime.config import FILE, load
+
+    path = load(given.state / FILE).local.socket
+    if not path:
+        detail = "[local] of edge.toml names no socket."
+        raise LocalError(Code.CONFIG_INVALID, detail, fix='Add [local] with socket = "local.sock".')
+    text = sys.stdin.read() if given.event == "-" else given.event
+    try:
+        event = json.loads(text or "null")
+    except ValueError as error:
+        raise LocalError(Code.MALFORMED, f"The event is not JSON: {error}.") from error
+    print(json.dumps(invoke(path, given.name, event)))
+    return 0
+
+
+def _functions_list(given: argparse.Namespace) -> int:
+    from contextlib import closing
+
+    from edge_runtime.functions import Functions
+
+    with closing(Functions(given.state)) as functions:
+        for item in functions.versions():
+            serves = functions.current(item.name) == item
+            how = "given up" if item.given_up else "serves" if serves else "kept"
+            proved = "proved" if item.proved else f"{item.failures} failures, not proved"
+            print(f"{item.name} {item.version} {how} ({proved}) {item.entry} {item.digest[:12]}")
+    return 0
+
+
+def _functions_install(given: argparse.Namespace) -> int:
+    from edge_runtime.install import install
+
+    try:
+        data = given.bundle.read_bytes()
+    except OSError as error:
+        detail = f"{given.bundle} cannot be read ({type(error).__name__})."
+        raise LocalError(Code.BUNDLE_MALFORMED, detail) from error
+    found = install(given.state, data)
+    print(f"{found.name} version {found.version} is installed.")
+    return 0
+
+
+def _functions_rollback(given: argparse.Namespace) -> int:
+    from contextlib import closing
+
+    from edge_runtime.functions import Functions
+
+    with closing(Functions(given.state)) as functions:
+        serves = functions.roll_back(given.name)
+    print(f"{serves.name} version {serves.version} serves.")
+    return 0
+
+
+def _install_service(given: argparse.Namespace) -> int:
+    from edge_runtime.service import install_unit
+
+    for line in install_unit(given.unit, given.state.absolute(), given.user):
+        print(line)
+    return 0
 
 
 def _policy(given: argparse.Namespace) -> int:

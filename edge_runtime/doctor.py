@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from edge_runtime import profile
+from edge_runtime import profile, sandbox
 from edge_runtime.clock import BUILT_AT_MS, unix_ms
 from edge_runtime.config import FILE, EdgeConfig, load
 from edge_runtime.enroll import clock_complaint
@@ -69,6 +69,7 @@ def _state(state: Path) -> Iterator[Finding]:
         yield bad("state", f"There is no {state}.", "Run `fedless-edge enroll`.")
         return
     yield _disk(state)
+    yield _sandbox()
     config = _attempt("config", lambda: load(state / FILE))
     if isinstance(config, EdgeConfig):
         yield from _data(config)
@@ -93,6 +94,19 @@ def _attempt(what: str, call: Callable[[], T]) -> T | Finding:
         return call()
     except FedlessError as error:
         return bad(what, str(error))
+
+
+def _sandbox() -> Finding:
+    """How functions are kept apart, tried out; what a weaker one leaves open."""
+    level = sandbox.probe()
+    force = ", ".join(level.mechanisms)
+    if level.full:
+        return well("sandbox", force)
+    fix = "Install bubblewrap (`apt-get install bubblewrap`) and allow user namespaces."
+    if not level.namespaces and sandbox.LANDLOCK in level.mechanisms and sandbox.SECCOMP in level.mechanisms:
+        return bad("sandbox", f"{force}; functions share the system's processes. {level.why_not}", fix)
+    lacking = "functions could read this device's files" if not level.namespaces else "no system-call filter"
+    return bad("sandbox", f"{force}; {lacking}. {level.why_not}", fix)
 
 
 def _wheels() -> Finding:

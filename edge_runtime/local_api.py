@@ -111,6 +111,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     timeout = _READ_S
+    _body = b""
 
     def do_GET(self) -> None:
         """`GET /functions`."""
@@ -130,6 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, action: Any) -> None:  # noqa: ANN401
         uid = caller(self.connection)
         try:
+            self._body = (
+                self._read()
+            )  # before any refusal: a client that still writes would not read the answer
             self.server.callers.admit(uid, time.monotonic())
             status, body = 200, action(uid)
         except FedlessError as error:
@@ -163,13 +167,19 @@ class _Handler(BaseHTTPRequestHandler):
         say("local", "invoked", function=name, version=answer.version, start=answer.start, ms=answer.total_ms)
         return answer.value
 
-    def _event(self) -> object:
+    def _read(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             raise PeerError(Code.MALFORMED, f"Expected a body of at most {MAX_BODY_BYTES} bytes.")
         try:
-            return json.loads(self.rfile.read(int(length)) or b"null")
-        except (ValueError, RecursionError, OSError):
+            return self.rfile.read(int(length))
+        except OSError:
+            raise PeerError(Code.MALFORMED, "The body did not come.") from None
+
+    def _event(self) -> object:
+        try:
+            return json.loads(self._body or b"null")
+        except (ValueError, RecursionError):
             raise PeerError(Code.MALFORMED, "The body is not JSON.") from None
 
 

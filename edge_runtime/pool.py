@@ -96,7 +96,8 @@ class Pool:
                 self._feed(name, lifecycle.Finished(number, failed=blamed))
             times["total_ms"] = _since(since)
             times["start_ms"] = max(0.0, times["total_ms"] - times["queue_ms"] - times["run_ms"])
-            self.functions.record(Call(**call, outcome=outcome, **times))  # type: ignore[arg-type]
+            if outcome != Code.UNKNOWN_TASK.value:  # or callers could fill the statistics with names
+                self.functions.record(Call(**call, outcome=outcome, **times))  # type: ignore[arg-type]
 
     def tick(self) -> None:
         """Let time pass: servers cool down, callers in the queue run out of time."""

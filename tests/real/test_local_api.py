@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from edge_runtime.cli import main
 from edge_runtime.functions import Functions, statistics
 from edge_runtime.install import install
 from edge_runtime.local_api import Callers, serve
@@ -219,3 +223,46 @@ def test_a_caller_who_says_nothing_costs_nothing(state: Path, call: Call) -> Non
         silent.connect(str(state / "local.sock"))
         time.sleep(0.1)
         assert call("POST", "/functions/adder", [1])[0] == 200
+
+
+def test_the_command_line_over_an_agent_that_has_no_network(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The agent starts the API when somebody calls, and has nothing of it while nobody does."""
+    path = tmp_path / "adder.bundle"
+    path.write_bytes(bundle(1))
+    where = ["--state", str(state)]
+    assert main(["functions", "install", *where, str(path)]) == 0
+    with (state / "agent.log").open("wb") as log:
+        command = [sys.executable, "-m", "edge_runtime.cli", "run", *where]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=log)
+    try:
+        until = time.monotonic() + 20
+        while not (state / "local.sock").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        agent = psutil.Process(process.pid)
+        capsys.readouterr()
+        for _ in range(2):
+            assert main(["invoke", *where, "adder", "[1, 2]"]) == 0
+            assert json.loads(capsys.readouterr().out) == {"sum": 3, "version": 1}
+        assert agent.children()
+        while agent.children():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert main(["invoke", *where, "adder", "[3]"]) == 0
+        assert main(["invoke", *where, "absent", "[3]"]) == 1
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    capsys.readouterr()
+    assert main(["stats", *where, "--calls", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "adder: 3 calls, 0 failed" in said
+    assert "adder 1 invoke cold" in said
+    assert main(["functions", "list", *where]) == 0
+    assert "adder 1 serves (proved) main:handle" in capsys.readouterr().out
+    assert main(["why-not", *where]) == 0
+    assert "It may train now." in capsys.readouterr().out
+    assert main(["invoke", *where, "adder", "[3]"]) == 1
+    assert "Start the agent" in capsys.readouterr().err
