@@ -57,25 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[common], help="wait for wake-ups and train")
     run.set_defaults(command=_run)
 
-    status = commands.add_parser("status", parents=[common], help="who, where, last wake-up, counters")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    status.set_defaults(command=_status)
-
-    doctor = commands.add_parser("doctor", parents=[common], help="what is wrong, and what to do")
-    doctor.set_defaults(command=_doctor)
-
-    stats = commands.add_parser("stats", parents=[common], help="invocations: cold, warm, queue, run, total")
-    stats.add_argument("--json", action="store_true", help="as JSON")
-    stats.add_argument("--calls", type=int, default=0, metavar="N", help="list the N newest ones too")
-    stats.set_defaults(command=_stats)
-
-    why_not = commands.add_parser("why-not", parents=[common], help="why this device did not train lately")
-    why_not.set_defaults(command=_why_not)
-
-    logs = commands.add_parser("logs", help="the agent's log, from journald; arguments go to journalctl")
-    logs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
-    logs.set_defaults(command=_logs)
-
+    _looking_parsers(commands, common)
     invoke = commands.add_parser("invoke", parents=[common], help="call a function on this device")
     invoke.add_argument("name", metavar="FUNCTION")
     invoke.add_argument("event", nargs="?", default="-", metavar="JSON", help="the event; -: standard input")
@@ -101,6 +83,30 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--source", default="", metavar="NAME", help="only this data source")
     check.set_defaults(command=_data_check)
     return parser
+
+
+def _looking_parsers(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """What only looks."""
+    status = commands.add_parser("status", parents=[common], help="who, where, last wake-up, counters")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.set_defaults(command=_status)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="what is wrong, and what to do")
+    doctor.set_defaults(command=_doctor)
+
+    stats = commands.add_parser("stats", parents=[common], help="invocations: cold, warm, queue, run, total")
+    stats.add_argument("--json", action="store_true", help="as JSON")
+    stats.add_argument("--calls", type=int, default=0, metavar="N", help="list the N newest ones too")
+    stats.set_defaults(command=_stats)
+
+    why_not = commands.add_parser("why-not", parents=[common], help="why this device did not train lately")
+    why_not.set_defaults(command=_why_not)
+
+    logs = commands.add_parser("logs", help="the agent's log, from journald; arguments go to journalctl")
+    logs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    logs.set_defaults(command=_logs)
 
 
 def _functions_parser(
