@@ -21,6 +21,8 @@ pytestmark = [
     ),
 ]
 
+REST = 'name = "t"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 1\n'
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
@@ -239,7 +241,7 @@ def test_missing_files_of_a_task(fleet: RunningFleet, tmp_path: Path) -> None:
     fails("run", "start", task, "--fleet", fleet.folder, says=f"function: {tmp_path}/f.bundle cannot be read")
     (tmp_path / "f.bundle").write_bytes(b"not a bundle")
     fails("run", "start", task, "--fleet", fleet.folder, says="found no key `initial`")
-    task.write_text('name = "t"\nfunction = "f.bundle"\ninitial = "i.f32"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 1\n')
+    task.write_text('function = "f.bundle"\ninitial = "i.f32"\n' + REST)
     (tmp_path / "i.f32").write_bytes(bytes(16))
     fails("run", "start", task, "--fleet", fleet.folder, says="bundle")
     assert "0 runs" in fedless("run", "list", "--fleet", fleet.folder).stderr
@@ -259,14 +261,14 @@ def test_bundle_of_an_unknown_publisher_is_refused(fleet: RunningFleet, tmp_path
     (tmp_path / "f.bundle").write_bytes(pack_and_sign(function, other.folder / "publisher" / "publisher.key"))
     (tmp_path / "i.f32").write_bytes(initial_weights(function))
     task = tmp_path / "task.toml"
-    task.write_text('name = "t"\nfunction = "f.bundle"\ninitial = "i.f32"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 1\n')
+    task.write_text('function = "f.bundle"\ninitial = "i.f32"\n' + REST)
     fails("run", "start", task, "--fleet", fleet.folder, says="publisher")
 
 
 def test_run_is_started_listed_shown_and_stopped(fleet: RunningFleet, tmp_path: Path) -> None:
     function = Path(__file__).parents[2] / "examples" / "mnist" / "function-mlp"
     task = tmp_path / "task.toml"
-    task.write_text(f'name = "t"\nfunction = "{function}"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 1\nwait_s = 600\n')
+    task.write_text(f'function = "{function}"\n{REST}wait_s = 600\n')
     started = fedless("run", "start", task, "--fleet", fleet.folder)
     assert started.returncode == 0, started.stderr
     run = started.stdout.strip()
