@@ -162,10 +162,8 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
 
 def _client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientInfo:
     """A client with what it refused (its own status says so) and what it was refused."""
-    refusals: dict[str, int] = dict(client.profile.get("refusals", {}))
-    for name, count in counts.items():
-        if name in CODES:
-            refusals[name] = refusals.get(name, 0) + count
+    told: dict[str, int] = client.profile.get("refusals", {})
+    refusals = {name: told.get(name, 0) + counts.get(name, 0) for name in (told | counts) if name in CODES}
     return pb.ClientInfo(
         client_id=client.client_id,
         state=client.state,
