@@ -7,7 +7,6 @@ here and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
@@ -59,8 +58,6 @@ from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints, Mode
 from fedless.protocol.signed import sign_ticket
 
-# malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (bytes).
-HEAP_OPTIONS = ((-8, 2), (-3, 128 * 1024), (-1, 128 * 1024))
 ENDPOINTS_FILE = "endpoints.json"
 LOOPBACK = "127.0.0.1"
 _log = structlog.get_logger("aggregator")
@@ -68,23 +65,10 @@ _log = structlog.get_logger("aggregator")
 
 def serve(configuration: Path, *, debug: bool = False) -> None:
     """Runs the service until SIGTERM or SIGINT. Raises `LocalError` when it cannot start."""
-    _bound_heap()
     settings = load(configuration)
     log.set_up(settings.log.level, tracebacks=debug)
     with lock.hold(settings.state.directory):
         uvloop.run(_serve(settings))
-
-
-def _bound_heap() -> None:
-    """Gives large blocks back to the system at once, and keeps threads to two heaps.
-
-    With glibc's defaults a round of 100 large reports keeps 60 MB that nobody uses
-    (benchmarks/bench_aggregator_memory.py). Other C libraries have no `mallopt`: nothing is done there.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, value in HEAP_OPTIONS:
-            mallopt(option, value)
 
 
 async def _serve(settings: Settings) -> None:

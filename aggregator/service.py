@@ -52,7 +52,7 @@ OPTIONS = (
     ("grpc.http2.max_ping_strikes", 3),
     # Each upload may run this far ahead of the disk. gRPC's own estimate grew to 11 MB for each of them.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1024 * 1024),
+    ("grpc.http2.lookahead_bytes", 512 * 1024),
 )
 
 

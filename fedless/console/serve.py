@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from fedless.console.link import CONFIGURATION, find_fleet
 
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -26,6 +28,18 @@ def serve(
     ] = None,
 ) -> None:
     """Run the aggregator, with its broker, until Ctrl-C or SIGTERM."""
+    _with_one_heap()
     from aggregator.main import serve as run
 
     run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2])
+
+
+def _with_one_heap() -> None:
+    """Become the same process again with one heap for all threads, unless the environment says how many.
+
+    glibc gives each thread a heap of its own and keeps what they free: 50 MB in a round of 100 large reports
+    (benchmarks/bench_aggregator_memory.py). It reads the variable when a process starts, and never again.
+    """
+    if not ONE_HEAP.keys() & os.environ.keys():
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, os.environ | ONE_HEAP)  # noqa: S606 - no shell is wanted
