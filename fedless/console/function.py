@@ -1,4 +1,4 @@
-"""`fedless function`: build, sign and show functions. A typer sub-app of `fedless.console.main`.
+"""`fedless function`: begin, build, test, sign and show functions. A typer sub-app of `fedless.console.main`.
 
 Only `build` needs tensorflow, and imports it when it runs.
 """
@@ -6,6 +6,7 @@ Only `build` needs tensorflow, and imports it when it runs.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from fedless.protocol.errors import Code, LocalError
 if TYPE_CHECKING:
     from fedless.authoring.model import Model
 
-app = typer.Typer(name="function", help="Build, sign and show functions.", no_args_is_help=True)
+app = typer.Typer(name="function", help="Begin, build, test, sign and show functions.", no_args_is_help=True)
 
 
 @app.command()
@@ -57,6 +58,38 @@ def build(  # noqa: PLR0913, PLR0917  (each is an option)
     )
     typer.echo(describe(built))
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    name: Annotated[str, typer.Option(help="Name of the function; the folder's name if not given.")] = "",
+) -> None:
+    """Begin a function of your own: def handle(event, context)."""
+    from fedless.authoring.own import begin
+
+    begun = begin(folder, name or folder.absolute().name)
+    typer.echo(f"wrote {folder}: {begun.name} version {begun.version}; next: fedless function test {folder}")
+
+
+@app.command("test")
+def call_once(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Function directory.")],
+    event: Annotated[str, typer.Option(help="The event, JSON.")] = "null",
+    data: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="A data mount.")] = None,
+) -> None:
+    """Call a function of your own once, in the sandbox that a device would give it."""
+    from fedless.authoring.own import try_out
+
+    mounts = {name: Path(path) for name, _, path in (item.partition("=") for item in data or [])}
+    try:
+        given = json.loads(event)
+    except ValueError as error:
+        raise LocalError(Code.MALFORMED, f"The event is not JSON: {error}.") from error
+    tried = try_out(folder, given, mounts)
+    typer.echo(json.dumps(tried.answer))
+    figures = f"{tried.run_ms:.0f} ms, {tried.peak_rss_mb:.0f} MB, in {', '.join(tried.sandbox)}"
+    typer.echo(figures, err=True)
 
 
 @app.command()
