@@ -33,8 +33,20 @@ class Memory(Protocol):
         """The state of masked rounds; empty: nothing yet."""
         ...
 
-    def save_mask_state(self, state: bytes) -> None:
-        """Replace it; durable before this returns, where there is a disk."""
+    def mask_mark(self) -> bytes:
+        """How far it has come, for check-ins; empty: nothing yet."""
+        ...
+
+    def fact(self, name: str) -> int:
+        """A number that was noted under a name; 0: none."""
+        ...
+
+    def set_fact(self, name: str, value: int) -> None:
+        """Note a number under a name."""
+        ...
+
+    def save_mask_state(self, state: bytes, mark: bytes) -> None:
+        """Replace both; durable before this returns, where there is a disk."""
         ...
 
 

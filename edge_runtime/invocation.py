@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
@@ -22,14 +24,21 @@ from edge_runtime.host import Instances, Memory
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
 from edge_runtime.keystore import Identity
 from edge_runtime.link import Link, patiently
+from edge_runtime.log import say
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import CheckIn, Encoding, Kind, Mode, NotNow, Offer, ReportHeader, Task, Ticket
 
+if TYPE_CHECKING:
+    from edge_runtime.masked import Masks
+
 BUDGET_S = 20.0
 """For this long a participant itself repeats what failed; then it leaves and is started again later."""
 FUNCTIONS_KEPT = 4
+REPORTER_WAITS_S = 30.0
+"""A reporter waits this long for the unmask request before it sleeps."""
+HOLDER_WAITS_S = 20.0
 _SHORT_WAIT_MS = 5_000
 
 
@@ -49,6 +58,19 @@ class Timings:
         return now
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished report: header, payload, and the state of masked rounds that is to be stored with it, if any.
+
+    `awaits_unmasking`: the aggregator will ask for shares when all have reported.
+    """
+
+    header: ReportHeader
+    payload: bytes | bytearray | memoryview = field(repr=False)
+    masks: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    awaits_unmasking: bool = False
+
+
 @dataclass
 class Invocation:
     """What one round works with. `observe` is told each step that is complete."""
@@ -61,9 +83,10 @@ class Invocation:
     link: Link
     starts: Instances
     observe: Callable[[str, int], None]
+    _masks: Masks | None = field(init=False, default=None)
 
-    def run(self, ticket: Ticket, timings: Timings) -> tuple[ReportHeader, bytes | bytearray]:
-        """Do the round; the report's header and payload. Raises `FedlessError`."""
+    def run(self, ticket: Ticket, timings: Timings) -> Finished:
+        """Do the round, up to a finished report that is not stored yet. Raises `FedlessError`."""
         at = monotonic_ms()
         offer = self._check_in(ticket)
         until = monotonic_ms() + offer.deadline_at_ms - offer.now_ms
@@ -73,15 +96,50 @@ class Invocation:
         unpacked, model = self._download(ticket, task)
         self.observe("downloaded", ticket.round_id)
         at = timings.lap("download", at)
+        opened = None
+        if task.mode is not Mode.PLAIN:
+            opened = self.masks().open(ticket, task, offer.round_open, _file_digest(model))
+            at = timings.lap("agree", at)
         outcome = self._train(ticket, task, unpacked, model, until, timings)
         self.observe("trained", ticket.round_id)
-        timings.lap("run", at)
+        at = timings.lap("run", at)
         timings.peak_rss_mb = outcome.peak_rss_mb
-        return _report(ticket, task, offer, outcome), outcome.payload
+        if opened is None:
+            return Finished(_report(ticket, task, offer, outcome), outcome.payload)
+        _check_outcome(outcome, 4 * _dimension(ticket, task))
+        masked = self.masks().mask(opened, outcome.payload, outcome.examples, outcome.sums)
+        timings.lap("mask", at)
+        return Finished(*masked, awaits_unmasking=task.mode is Mode.PAIRWISE)
+
+    def help(self, ticket: Ticket) -> None:
+        """What takes no training: the set-up of a key epoch, or shares that open a sum. Raises `FedlessError`."""
+        if ticket.kind is Kind.EPOCH:
+            self.identity.policy.check_mode(Mode.PAIRWISE)
+            offer = self._check_in(ticket)
+            until = time.monotonic() + (offer.deadline_at_ms - offer.now_ms) / 1000
+            self.masks().join(ticket, offer, until)
+        elif not self.masks().answer(ticket.round_id, HOLDER_WAITS_S):
+            raise PeerError(Code.NOT_NOW, "The aggregator did not ask for shares in time.")
+
+    def answer(self, ticket: Ticket) -> None:
+        """A reporter: wait a little for the unmask request; if it does not come, a wake-up will bring it."""
+        answered = self.masks().answer(ticket.round_id, REPORTER_WAITS_S)
+        say("participant", "unmask_answered" if answered else "unmask_not_asked", round=ticket.round_id)
+
+    def masks(self) -> Masks:
+        """This client's part in masked rounds."""
+        from edge_runtime.masked import Masks  # noqa: PLC0415  (plain rounds do without what it imports)
+
+        if self._masks is None:
+            self._masks = Masks(self.identity, self.journal, self.link, self.observe)
+        return self._masks
 
     def _check_in(self, ticket: Ticket) -> Offer:
         """Ask until there is an offer; a long wait is NOT_NOW with the time to come back after."""
-        request = CheckIn(ticket.round_id, ticket.nonce)
+        mark = self.journal.mask_mark()
+        if mark:  # masked rounds are likely: import what they need while the aggregator thinks
+            Thread(target=import_module, args=("edge_runtime.masked",), daemon=True).start()
+        request = CheckIn(ticket.round_id, ticket.nonce, mark)
         while True:
             reply = patiently(lambda: self.link.check_in(request), budget_s=BUDGET_S, link=self.link)
             if isinstance(reply, Offer):
@@ -100,14 +158,12 @@ class Invocation:
             raise PeerError(Code.WRONG_DIGEST, "The task's bundle is not the one that the ticket names.")
         self.identity.policy.check_mode(task.mode)
         if task.mode is not Mode.PLAIN:
-            raise PeerError(
-                Code.TICKET_NOT_ALLOWED, f"This runtime takes part in plain rounds, not {task.mode} ones."
-            )
+            return task  # what a masked round asks for is signed: `Masks.open` judges it
         if offer.encoding is not Encoding.FLOAT32:
             raise PeerError(
                 Code.WRONG_ENCODING, f"Expected float32 in a plain round, found {offer.encoding.name}."
             )
-        expected = 4 * task.parameters if ticket.kind is Kind.TRAIN else 0
+        expected = 4 * _dimension(ticket, task)
         if offer.report_bytes != expected:
             detail = f"Expected a report of {expected} bytes, found {offer.report_bytes} asked for."
             raise PeerError(Code.WRONG_LENGTH, detail)
@@ -191,11 +247,7 @@ class Invocation:
 
 def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> ReportHeader:
     """The header; more examples than the task counts are counted as that many, their sums in proportion."""
-    if len(outcome.payload) != offer.report_bytes:
-        detail = f"Expected an update of {offer.report_bytes} bytes, found {len(outcome.payload)}."
-        raise PeerError(Code.INSTANCE_BAD_RESULT, detail)
-    if outcome.examples < 1:
-        raise LocalError(Code.DATA_EMPTY, "No example is left to train on or to evaluate.")
+    _check_outcome(outcome, offer.report_bytes)
     counted = min(outcome.examples, task.max_examples)
     share = counted / outcome.examples
     return ReportHeader(
@@ -206,6 +258,25 @@ def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> Repor
         examples=counted,
         sums={name: value * share for name, value in outcome.sums.items()},
     )
+
+
+def _check_outcome(outcome: Outcome, size: int) -> None:
+    if len(outcome.payload) != size:
+        detail = f"Expected an update of {size} bytes, found {len(outcome.payload)}."
+        raise PeerError(Code.INSTANCE_BAD_RESULT, detail)
+    if outcome.examples < 1:
+        raise LocalError(Code.DATA_EMPTY, "No example is left to train on or to evaluate.")
+
+
+def _dimension(ticket: Ticket, task: Task) -> int:
+    """Length of the update: an evaluation has none."""
+    return task.parameters if ticket.kind is Kind.TRAIN else 0
+
+
+def _file_digest(path: Path) -> bytes:
+    """SHA-256 of the model that is really here: a masked report is bound to it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _not_now(reply: NotNow) -> PeerError:

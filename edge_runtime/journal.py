@@ -37,7 +37,7 @@ CREATE TABLE reasons (number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, code T
     detail TEXT NOT NULL, round_id INTEGER NOT NULL);
 CREATE TABLE functions (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE mask_state (only INTEGER PRIMARY KEY CHECK (only = 1), state BLOB NOT NULL);
+CREATE TABLE masks (only INTEGER PRIMARY KEY CHECK (only = 1), state BLOB NOT NULL, mark BLOB NOT NULL);
 """
 REPORTED = "reported"
 
@@ -167,11 +167,11 @@ class Journal:
         file: str,
         until_ms: int,
         now_ms: int,
-        mask_state: bytes = b"",
+        masks: tuple[bytes, bytes] | None = None,
     ) -> None:
         """A complete report is on the disk: from now on only these bytes are sent for this round.
 
-        `mask_state`: the state of pairwise mode that knows that they were masked; empty: unchanged.
+        `masks`: state and mark of masked rounds, which know that the bytes were masked; None: unchanged.
         """
         text = json.dumps(
             {
@@ -185,8 +185,8 @@ class Journal:
             }
         )
         with self._change() as db:
-            if mask_state:
-                db.execute("INSERT OR REPLACE INTO mask_state VALUES (1, ?)", (mask_state,))
+            if masks is not None:
+                db.execute("INSERT OR REPLACE INTO masks VALUES (1, ?, ?)", masks)
             db.execute(
                 "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?)",
                 (nonce, text, file, header.length_bytes, until_ms, now_ms),
@@ -205,13 +205,18 @@ class Journal:
 
     def mask_state(self) -> bytes:
         """What pairwise mode keeps on this client (`secagg.state.ClientState`, codec); empty: nothing yet."""
-        rows = self._read("SELECT state FROM mask_state")
+        rows = self._read("SELECT state FROM masks")
         return bytes(rows[0][0]) if rows else b""
 
-    def save_mask_state(self, state: bytes) -> None:
-        """Replace it; what was erased from it is overwritten on the disk (`secure_delete`)."""
+    def mask_mark(self) -> bytes:
+        """How far that state has come (`secagg.state.Mark`, codec), for check-ins; empty: nothing yet."""
+        rows = self._read("SELECT mark FROM masks")
+        return bytes(rows[0][0]) if rows else b""
+
+    def save_mask_state(self, state: bytes, mark: bytes) -> None:
+        """Replace both; what was erased from the state is overwritten on the disk (`secure_delete`)."""
         with self._change() as db:
-            db.execute("INSERT OR REPLACE INTO mask_state VALUES (1, ?)", (state,))
+            db.execute("INSERT OR REPLACE INTO masks VALUES (1, ?, ?)", (state, mark))
 
     # -- facts
 
@@ -226,10 +231,19 @@ class Journal:
             with self._change() as db:
                 db.execute("INSERT OR REPLACE INTO functions VALUES (?, ?)", (function, version))
 
+    def fact(self, name: str) -> int:
+        """A number that was noted under a name; 0: none."""
+        rows = self._read("SELECT value FROM facts WHERE name = ?", (name,))
+        return int(rows[0][0]) if rows else 0
+
+    def set_fact(self, name: str, value: int) -> None:
+        """Note a number under a name."""
+        with self._change() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
     def clock_floor(self) -> int:
         """The aggregator's clock when it was last heard, Unix ms; 0: never. Time does not run back under it."""
-        rows = self._read("SELECT value FROM facts WHERE name = 'clock_floor_ms'")
-        return int(rows[0][0]) if rows else 0
+        return self.fact("clock_floor_ms")
 
     def set_clock(self, theirs_ms: int, ours_ms: int) -> None:
         """The aggregator said its time; ours at that moment is kept to show how far apart they are."""

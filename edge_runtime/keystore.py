@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import ssl
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,16 @@ class Identity:
     def renewal_due(self, now_ms: int) -> bool:
         """Whether two thirds of the certificate's lifetime are over."""
         return now_ms - self.issued_at_ms >= (self.not_after_ms - self.issued_at_ms) * 2 // 3
+
+    @property
+    def certificate_der(self) -> bytes:
+        """The device's own certificate."""
+        return _first_der(self.chain_pem)
+
+    @property
+    def authority_der(self) -> bytes:
+        """The fleet's authority."""
+        return _first_der(self.authority_pem)
 
     @property
     def publishers(self) -> dict[bytes, bytes]:
@@ -270,3 +281,9 @@ def _pem(der: bytes) -> bytes:
     text = base64.encodebytes(der).replace(b"\n", b"")
     lines = b"\n".join(text[at : at + 64] for at in range(0, len(text), 64))
     return b"-----BEGIN CERTIFICATE-----\n" + lines + b"\n-----END CERTIFICATE-----\n"
+
+
+def _first_der(pem: bytes) -> bytes:
+    """The first certificate of a PEM text, as DER."""
+    end = b"-----END CERTIFICATE-----"
+    return ssl.PEM_cert_to_DER_cert((pem.partition(end)[0].lstrip() + end).decode("ascii"))

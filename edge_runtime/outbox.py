@@ -32,9 +32,17 @@ class Outbox:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def store(
-        self, ticket: Ticket, header: ReportHeader, payload: bytes | bytearray, now_ms: int
+        self,
+        ticket: Ticket,
+        header: ReportHeader,
+        payload: bytes | bytearray | memoryview,
+        now_ms: int,
+        masks: tuple[bytes, bytes] | None = None,
     ) -> StoredReport:
-        """Keep a finished report. Raises `LocalError(DISK_FULL)` if it does not fit even without late ones."""
+        """Keep a finished report, and beside a masked one the state that masked it.
+
+        Raises `LocalError(DISK_FULL)` if it does not fit even without late ones.
+        """
         self._make_room(len(payload), now_ms)
         name = f"{ticket.nonce.hex()}.report"
         try:
@@ -43,7 +51,7 @@ class Outbox:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise LocalError(Code.DISK_FULL, f"{self.folder} is full.", fix="Free some space.") from error
             raise
-        self._journal.store_report(ticket.nonce, header, name, ticket.not_after_ms, now_ms)
+        self._journal.store_report(ticket.nonce, header, name, ticket.not_after_ms, now_ms, masks)
         return StoredReport(ticket.nonce, header, name, ticket.not_after_ms)
 
     def clean(self) -> None:

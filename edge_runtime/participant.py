@@ -17,14 +17,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from edge_runtime.clock import not_before
 from edge_runtime.journal import FILE as JOURNAL
-from edge_runtime.journal import Journal, OpenRound
+from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
@@ -43,6 +43,7 @@ ATTEMPTS_MAX = 5
 BUSY_EXIT = 75
 _LATER = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY})
 _RETRY_MS = 5_000
+RUNS = frozenset({1, 2})  # `Kind.TRAIN` and `Kind.EVALUATE`, before that module is imported
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Participant:
     starts: Starts = field(init=False)
     verdict: Verdict = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
+    _asked: Invocation | None = field(init=False, default=None)
 
     def run(self) -> None:
         """Judge the wake-up, then do all that is open. Raises `LocalError`."""
@@ -153,7 +155,9 @@ class Participant:
     def _start_early(self, open_round: OpenRound) -> None:
         from fedless.protocol import wire
 
-        self.starts.early(wire.ticket_from_bytes(open_round.ticket).bundle_digest.hex())
+        ticket = wire.ticket_from_bytes(open_round.ticket)
+        if ticket.kind in RUNS:
+            self.starts.early(ticket.bundle_digest.hex())
 
     def _round(self, open_round: OpenRound) -> None:
         """One open round, to its outcome or to a later attempt."""
@@ -182,29 +186,20 @@ class Participant:
                 outcome=said,
                 why=detail,
             )
-            if outcome:
+            if outcome and ticket.kind in RUNS:
                 self._tell(link, ticket, timings, outcome)
+            self._unmask(ticket)
 
     def _outcome(self, ticket: Ticket, link: Link, timings: Timings, attempt: int) -> tuple[str, str]:
         """Do the round; its outcome and why. "" means that it stays open, or its report in the outbox."""
-        from edge_runtime.invocation import BUDGET_S, monotonic_ms
-
-        if attempt > ATTEMPTS_MAX:
-            return Code.INSTANCE_FAILED.value, f"It was begun {ATTEMPTS_MAX} times and never came to an end."
-        if ticket.not_after_ms <= self.now_ms():
-            return Code.ROUND_CLOSED.value, "Its deadline passed before it was run."
-        if not self.verdict.eligible:
-            return Code.NOT_NOW.value, f"This device does not train now: {self.verdict.reason}."
+        if (refusal := self._refusal(ticket, attempt)) is not None:
+            return refusal
         try:
-            header, payload = self._invocation(link).run(ticket, timings)
-            at = monotonic_ms()
-            report = self.outbox.store(ticket, header, payload, self.now_ms())
-            self.observe("stored", ticket.round_id)
-            outcome, detail = self.outbox.deliver(link, report, self.now_ms(), BUDGET_S)
-            timings.lap("report", at)
-            if not outcome:
-                self._again(_RETRY_MS)
-            return outcome, detail
+            invocation = self._invocation(link)
+            if ticket.kind in RUNS:
+                return self._report(ticket, invocation, timings)
+            invocation.help(ticket)
+            return REPORTED, ""
         except FedlessError as error:
             if error.code in _LATER or error.retry_after_ms:
                 self._again(error.retry_after_ms or _RETRY_MS)
@@ -212,6 +207,42 @@ class Participant:
             return error.code.value, " ".join(part for part in (error.detail, error.fix) if part)
         finally:
             self.starts.discard()
+
+    def _refusal(self, ticket: Ticket, attempt: int) -> tuple[str, str] | None:
+        """Why an open round is not begun (again)."""
+        if attempt > ATTEMPTS_MAX:
+            return Code.INSTANCE_FAILED.value, f"It was begun {ATTEMPTS_MAX} times and never came to an end."
+        if ticket.not_after_ms <= self.now_ms():
+            return Code.ROUND_CLOSED.value, "Its deadline passed before it was run."
+        if not self.verdict.eligible and ticket.kind in RUNS:
+            return Code.NOT_NOW.value, f"This device does not train now: {self.verdict.reason}."
+        return None
+
+    def _report(self, ticket: Ticket, invocation: Invocation, timings: Timings) -> tuple[str, str]:
+        """Run, store, deliver; the outcome and why, as `_outcome`."""
+        from edge_runtime.invocation import BUDGET_S, monotonic_ms
+
+        finished = invocation.run(ticket, timings)
+        at = monotonic_ms()
+        report = self.outbox.store(ticket, finished.header, finished.payload, self.now_ms(), finished.masks)
+        self.observe("stored", ticket.round_id)
+        outcome, detail = self.outbox.deliver(invocation.link, report, self.now_ms(), BUDGET_S)
+        timings.lap("report", at)
+        if not outcome:
+            self._again(_RETRY_MS)
+        self._asked = invocation if outcome == REPORTED and finished.awaits_unmasking else None
+        return outcome, detail
+
+    def _unmask(self, ticket: Ticket) -> None:
+        """A reporter waits a little for the unmask request; if it does not come, a wake-up will bring it."""
+        if self._asked is None:
+            return
+        try:
+            self._asked.answer(ticket)
+        except FedlessError as error:
+            self.journal.refuse(error.code, error.detail, ticket.round_id, self.now_ms())
+            say("participant", "unmask_not_answered", round=ticket.round_id, code=error.code.value)
+        self._asked = None
 
     def _invocation(self, link: Link) -> Invocation:
         from edge_runtime.cache import Cache
@@ -283,10 +314,8 @@ class Participant:
 def _check_kind(ticket: Ticket) -> None:
     from fedless.protocol.messages import Kind
 
-    if ticket.kind not in (Kind.TRAIN, Kind.EVALUATE):
-        raise PeerError(
-            Code.TICKET_NOT_ALLOWED, f"This runtime trains and evaluates; it cannot {ticket.kind.name}."
-        )
+    if ticket.kind is Kind.INVOKE:
+        raise PeerError(Code.TICKET_NOT_ALLOWED, "Functions are invoked on the device only, not from afar.")
 
 
 def _with_clock_hint(error: PeerError) -> str:
@@ -333,8 +362,7 @@ def write_line(line: str) -> None:
 def serve(state: Path, wake: WakeUp, observe: Callable[[str, int], None] = log_step) -> int:
     """Run once over a state directory; the exit status."""
     try:
-        with ExitStack() as stack:
-            stack.enter_context(alone(state))
+        with alone(state):
             Participant(state, wake, observe, write_line).run()
     except FedlessError as error:
         say("participant", "failed", code=error.code.value, why=str(error))
@@ -355,11 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str]) -> Mapping[str, str]:
     names, values = arguments[::2], arguments[1::2]
-    if (
-        len(names) != len(values)
-        or "--state" not in names
-        or any(not name.startswith("--") for name in names)
-    ):
+    if len(names) != len(values) or "--state" not in names or not all(n.startswith("--") for n in names):
         raise SystemExit(__doc__)
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
 

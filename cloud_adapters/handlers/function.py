@@ -57,6 +57,7 @@ class Recollection:
 
     versions: dict[str, int] = field(default_factory=dict)
     masks: bytes = field(default=b"", repr=False)
+    facts: dict[str, int] = field(default_factory=dict)
 
     def set_clock(self, theirs_ms: int, ours_ms: int) -> None:
         """Nothing: a platform keeps its clocks right."""
@@ -73,9 +74,22 @@ class Recollection:
         """See `Memory`."""
         return self.masks
 
-    def save_mask_state(self, state: bytes) -> None:
+    def mask_mark(self) -> bytes:
         """See `Memory`."""
+        return b""
+
+    def save_mask_state(self, state: bytes, mark: bytes) -> None:
+        """See `Memory`."""
+        del mark
         self.masks = state
+
+    def fact(self, name: str) -> int:
+        """See `Memory`."""
+        return self.facts.get(name, 0)
+
+    def set_fact(self, name: str, value: int) -> None:
+        """See `Memory`."""
+        self.facts[name] = value
 
 
 class Starts:
@@ -260,9 +274,9 @@ class _Work:
             starts=starts,
             observe=lambda step, round_id: say("function", step, round=round_id),
         )
-        header, payload = invocation.run(ticket, self.timings)
+        finished = invocation.run(ticket, self.timings)
         at = monotonic_ms()
-        _deliver(link, header, memoryview(payload))
+        _deliver(link, finished.header, memoryview(finished.payload))
         self.timings.lap("report", at)
 
     def _tell(self, link: Link, ticket: Ticket, outcome: str) -> None:
