@@ -15,12 +15,15 @@ from sqlalchemy import Connection
 from aggregator import commit, tasks
 from aggregator import events as e
 from aggregator.driver import Driver
+from aggregator.masked import mode_of
 from aggregator.means import Means
 from aggregator.store import history, masks, rounds, runs
 from aggregator.store.records import Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
 from aggregator.uploads import Spool
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Mode
+from fedless.protocol.messages import Mode
 
 WATCH_S = 25
 STOPPED = "stopped by the operator"
@@ -42,13 +45,15 @@ class Runs:
         """Starts a run of a task file's text with blobs by digest, and answers at once.
 
         Raises `PeerError`: CONFIG_INVALID, UNKNOWN_BLOB, BUNDLE_*, MANIFEST_INVALID, WRONG_LENGTH or
-        NOT_FINITE (initial weights).
+        NOT_FINITE (initial weights), TOO_FEW (the fleet is too small for masks).
         """
         means, now = self._means, self._means.clock()
         try:
             settings = tasks.parse(task_toml)
+            mode_of(Mode(settings.mode), means.masked)
         except LocalError as error:  # the operator's mistake, not ours
             raise PeerError(error.code, error.detail, fix=error.fix) from error
+        await self._check_size(settings)
         parameters = await asyncio.to_thread(means.evaluator.check, bundle)
         await asyncio.to_thread(commit.check_model, means.blobs, initial, parameters)
         if test_set:
@@ -70,6 +75,16 @@ class Runs:
         info = await means.database.run(work)
         self._drive(record)
         return info
+
+    async def _check_size(self, settings: tasks.TaskSettings) -> None:
+        """A fleet that is too small for masked rounds is told so, instead of waiting for clients that do not exist."""
+        enrolled, needed = len(await self._means.fleet.eligible()), settings.secagg.minimum
+        if settings.mode != Mode.PLAIN and enrolled < needed:
+            detail = f"Masked rounds need {needed} enrolled clients at least; this fleet has {enrolled}."
+            fix = "Enroll more; or start it with --plain: then the aggregator sees single updates, and each device must"
+            raise PeerError(
+                Code.TOO_FEW, detail, fix=f"{fix} allow that (`fedless-edge policy modes=plain,pairwise`)."
+            )
 
     async def stop(self, run_id: str) -> RunInfo:
         """Ends a run now; its open round is abandoned. An ended run stays as it is. Raises UNKNOWN_RUN."""

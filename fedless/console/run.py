@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 import typer
 from rich.table import Table
 
@@ -14,7 +17,8 @@ from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console import link
 from fedless.console.fleet import FleetOption, moment, print_table
 from fedless.experiments.progress import Progress
-from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.messages import Mode
 
 app = typer.Typer(no_args_is_help=True)
 PUBLISHER_KEY = Path("publisher") / "publisher.key"
@@ -27,8 +31,9 @@ def start(
     task: Annotated[Path, typer.Argument(metavar="TASK.toml", help="What to train.")],
     fleet: FleetOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it ends.")] = False,  # noqa: FBT002 - a flag
+    plain: Annotated[bool, typer.Option("--plain", help="Without masks, whatever the task says.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Start a run; prints its id."""
+    """Start a run; prints its id. A fleet too small for masked rounds is told so, and asked on a terminal."""
     folder, settings = link.find_fleet(fleet), tasks.load(task)
     base = task.parent
     bundle = _bundle(base / settings.function, folder)
@@ -36,7 +41,8 @@ def start(
     test_set = _read(base / settings.test_set, "test_set") if settings.test_set else b""
     with link.open_link(folder) as operator:
         digests = [operator.put(data) if data else b"" for data in (bundle, initial, test_set)]
-        run_id = operator.start_run(task.read_text("utf-8"), *digests).run_id
+        text = task.read_text("utf-8")
+        run_id = _begin(operator, _without_masks(text) if plain else text, digests)
         typer.echo(run_id)
         if watch:
             _follow(operator, run_id)
@@ -87,6 +93,26 @@ def stop(run: RunId, fleet: FleetOption = None) -> None:
     with link.open_link(link.find_fleet(fleet)) as operator:
         info = operator.stop_run(run)
     typer.echo(f"{info.run_id} is {info.state}; its newest model is version {info.model_version}.")
+
+
+def _begin(operator: link.Link, text: str, digests: list[bytes]) -> str:
+    """Starts a run; a fleet that is too small for masks is asked whether it wants plain rounds."""
+    try:
+        return operator.start_run(text, *digests).run_id
+    except PeerError as error:
+        if error.code is not Code.TOO_FEW or not sys.stdin.isatty():
+            raise
+        typer.echo(error.detail, err=True)
+        question = (
+            "Start plain rounds? The aggregator then sees single updates, and each device must allow it."
+        )
+        if not typer.confirm(question, default=False, err=True):
+            raise
+    return operator.start_run(_without_masks(text), *digests).run_id
+
+
+def _without_masks(text: str) -> str:
+    return tomli_w.dumps(tomllib.loads(text) | {"mode": Mode.PLAIN.value})
 
 
 def _bundle(path: Path, folder: Path) -> bytes:

@@ -283,3 +283,13 @@ def test_run_is_started_listed_shown_and_stopped(fleet: RunningFleet, tmp_path: 
     exported = fedless("model", "export", run, "-o", out, "--fleet", fleet.folder)
     assert "101770 parameters" in exported.stdout
     assert out.read_bytes() == (function / "initial.f32").read_bytes()
+
+
+def test_a_fleet_too_small_for_masks_is_told_so_and_may_go_without(fleet: RunningFleet, tmp_path: Path) -> None:
+    function = Path(__file__).parents[2] / "examples" / "mnist" / "function-mlp"
+    task = tmp_path / "task.toml"
+    task.write_text(f'name = "t"\nfunction = "{function}"\nrounds = 1\n[cohort]\nsize = 1\nwait_s = 600\n')
+    said = fails("run", "start", task, "--fleet", fleet.folder, says="Masked rounds need 8 enrolled clients")
+    assert "--plain" in said
+    started = fedless("run", "start", task, "--plain", "--fleet", fleet.folder)
+    assert started.returncode == 0, started.stderr
