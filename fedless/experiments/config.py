@@ -55,6 +55,14 @@ class ClientGroup:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Device number `client` (from 1) is killed when it has checked in to round number `round`."""
+
+    client: int
+    round: int
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A described set of runs with its fleet: one run for each seed, on a fresh fleet.
 
@@ -69,6 +77,7 @@ class Experiment:
     data: Data
     partition: Partition
     groups: tuple[ClientGroup, ...]
+    dropouts: tuple[Dropout, ...]
     task: str
 
     @property
@@ -91,6 +100,8 @@ def load(path: Path) -> Experiment:
     complaints += root.close()
     if 0 < experiment.data.examples < experiment.clients:
         complaints.append(f"data.examples: {experiment.clients} clients need at least one example each")
+    if any(dropout.client > experiment.clients for dropout in experiment.dropouts):
+        complaints.append(f"dropouts: client must be a number from 1 to {experiment.clients}")
     if task:
         own = {"name": experiment.name or "experiment", "function": FUNCTION_FILE, "test_set": TEST_SET_FILE}
         experiment = replace(experiment, task=with_task(task, own))
@@ -115,6 +126,7 @@ def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:
         data=_data(data, base),
         partition=_partition(partition) if partition else Partition(),
         groups=tuple(_group(table) for table in root.tables("clients", 1, 16)),
+        dropouts=tuple(_dropout(table) for table in root.tables("dropouts", 0, MAX_CLIENTS)),
         task="",
     )
 
@@ -143,6 +155,10 @@ def _group(table: Table) -> ClientGroup:
         table.integer("count", 1, MAX_CLIENTS),
         table.integer("warm_mb", 0, 65_536, 0),
     )
+
+
+def _dropout(table: Table) -> Dropout:
+    return Dropout(table.integer("client", 1, MAX_CLIENTS), table.integer("round", 1, 1_000_000))
 
 
 def _seeds(value: object, complaints: list[str]) -> tuple[int, ...]:

@@ -118,6 +118,10 @@ class LocalFleet:
         argv = (*EDGE, "run", "--state", str(self.state_folder(client_id)))
         self.agents[client_id] = self.children.start(client_id, argv, self._environment)
 
+    def kill_device(self, client_id: str) -> None:
+        """Kill everything that runs on a device; its state stays."""
+        self.children.kill(self.agents.pop(client_id))
+
     def agent_rss_mb(self) -> dict[str, float]:
         """Resident memory of each running agent process now, in MB."""
         return {

@@ -115,6 +115,7 @@ def run_figures(
     return {
         **_last(rounds),
         "rounds": len(seconds),
+        "dropouts": sum(entry["dropouts"] for entry in rounds),
         "round_seconds_median": _rounded(statistics.median(seconds), 3) if seconds else None,
         "wake_to_first_step_ms_p50": _rounded(percentile(first, 0.5)) if first else None,
         "wake_to_first_step_ms_p95": _rounded(percentile(first, 0.95)) if first else None,

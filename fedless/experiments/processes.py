@@ -78,6 +78,15 @@ class Children:
             raise child.ended()
         self._children.remove(child)
 
+    def kill(self, child: Child) -> None:
+        """Kill a child and its whole family at once, as a power cut would; it is no longer expected to run."""
+        self._children.remove(child)
+        for process in (family := _family(child)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5.0)
+        child.process.wait()
+
     def check(self) -> None:
         """Raises what `Child.ended` says about the first child that is no longer running."""
         for child in self._children:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,8 @@ import psutil
 
 from fedless.authoring.sign import initial_weights, pack_and_sign, read_manifest
 from fedless.experiments import datasets, report
-from fedless.experiments.config import Experiment, with_rounds, with_seed
+from fedless.experiments.config import Dropout, Experiment, with_rounds, with_seed
+from fedless.experiments.faults import Dropouts
 from fedless.experiments.fleet import Device, LocalFleet
 from fedless.experiments.measures import Participation, round_record, run_figures
 from fedless.experiments.operator import Connect, Operator
@@ -137,7 +139,14 @@ def _on_fleet(
     operator = fleet.operator()
     started = time.monotonic()
     info, rounds = train(
-        fleet, operator, experiment.function, experiment.task, test_set, folder / report.ROUNDS, progress
+        fleet,
+        operator,
+        experiment.function,
+        experiment.task,
+        test_set,
+        folder / report.ROUNDS,
+        progress,
+        dropouts=experiment.dropouts,
     )
     training_seconds = time.monotonic() - started
     if info.state != "finished":
@@ -150,7 +159,8 @@ def _on_fleet(
         "started_at": f"{datetime.fromtimestamp(info.started_at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC",
         "clients": experiment.clients,
         "parameters": parameters,
-        "masked": any(entry["mode"] != "plain" for entry in rounds),
+        "masked": all(entry["mode"] != "plain" for entry in rounds),
+        "secagg_mode": rounds[-1]["mode"] if rounds else "",
         **run_figures(rounds, parameters, idle),
         "aggregator_peak_rss_mb": round(operator.info().peak_rss_mb, 1),
         "training_seconds": round(training_seconds, 1),
@@ -169,6 +179,8 @@ def train(
     test_set: bytes,
     lines: Path,
     progress: Progress,
+    *,
+    dropouts: Sequence[Dropout] = (),
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Run a task on a fleet to its end: the RunInfo, and the rounds as they were written to `lines`.
 
@@ -178,11 +190,21 @@ def train(
     blobs = (bundle, initial_weights(function), test_set)
     info = operator.start_run(task, *(operator.put(blob) if blob else b"" for blob in blobs))
     progress.say(f"run {info.run_id} of {info.rounds_wanted} rounds")
-    rounds = _follow(operator, info.run_id, lines, progress)
+
+    def number_of(round_id: int) -> int:
+        found: int = next(
+            each.number for each in operator.run(info.run_id).rounds if each.round_id == round_id
+        )
+        return found
+
+    faults = Dropouts(fleet, dropouts, number_of, progress.say)
+    rounds = _follow(operator, info.run_id, lines, progress, faults)
     return operator.run(info.run_id), rounds
 
 
-def _follow(operator: Operator, run_id: str, path: Path, progress: Progress) -> list[dict[str, Any]]:
+def _follow(
+    operator: Operator, run_id: str, path: Path, progress: Progress, faults: Dropouts
+) -> list[dict[str, Any]]:
     """Watch the run until it ends; the lines of rounds.jsonl, each written when its round has ended."""
     participation = Participation()
     rounds: list[dict[str, Any]] = []
@@ -204,6 +226,7 @@ def _follow(operator: Operator, run_id: str, path: Path, progress: Progress) -> 
         for event in operator.watch(run_id):
             last = event.sequence
             participation.take(event)
+            faults.take(event)
             if event.event == "cohort_selected":
                 write(all_of_them=False)
             progress.now(f"round {len(rounds) + 1}: {participation.reports(event.round_id)} reports")

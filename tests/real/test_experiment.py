@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 
 from fedless.console.link import open_link
 from fedless.experiments import datasets
-from fedless.experiments.config import Data
+from fedless.experiments.config import Data, Dropout
 from fedless.experiments.fleet import Device, LocalFleet
 from fedless.experiments.progress import Progress
 from fedless.experiments.run import train
@@ -212,8 +212,8 @@ def images(count: int) -> bytes:
     return datasets.to_npz(datasets.load(data, seed=1).train)
 
 
-def test_killed_device_does_not_stop_the_round(tmp_path: Path) -> None:
-    """kill -9 of a whole device in the middle of a round: the round closes with the others, and so does the next."""
+def test_killed_device_does_not_stop_the_round_and_comes_back(tmp_path: Path) -> None:
+    """kill -9 of a whole device in the middle of a round: the round closes with the others."""
     task = write_tables(
         {
             "name": "killed",
@@ -229,25 +229,15 @@ def test_killed_device_does_not_stop_the_round(tmp_path: Path) -> None:
     devices = [Device(f"edge-{number}", images(64)) for number in (1, 2, 3)]
     with Progress() as progress, LocalFleet(tmp_path / "fleet", devices, open_link) as fleet:
         victim = fleet.agents["edge-2"].process
-
-        class Killer(Progress):
-            """Kills the device as soon as it has checked in to the first round."""
-
-            def now(self, what: str) -> None:
-                log = (fleet.folder / "logs" / "edge-2.log").read_text()
-                if victim.poll() is None and "event=checked_in" in log:
-                    for pid in psutil.pids():
-                        with suppress(ProcessLookupError):
-                            if os.getsid(pid) == victim.pid:
-                                os.kill(pid, signal.SIGKILL)
-                    victim.wait()
-
         info, rounds = train(
-            fleet, fleet.operator(), FUNCTION, task, b"", tmp_path / "rounds.jsonl", Killer(progress.console)
-        )
-    assert victim.returncode == -signal.SIGKILL
+            fleet, fleet.operator(), FUNCTION, task, b"", tmp_path / "rounds.jsonl", progress,
+            dropouts=[Dropout(client=2, round=1)],
+        )  # fmt: skip
+        assert fleet.agents["edge-2"].process.pid != victim.pid
+    assert victim.poll() is not None
     assert info.state == "finished"
     assert [entry["state"] for entry in rounds] == ["committed", "committed"]
-    assert [entry["reported"] for entry in rounds] == [2, 2]
-    assert sum(rounds[0]["losses"].values()) == 1
+    assert [entry["reported"] for entry in rounds] == [2, 3]
+    assert [sum(entry["losses"].values()) for entry in rounds] == [1, 0]
+    assert rounds[0]["dropouts"] == 1
     assert rounds[0]["clients"]["edge-2"]["outcome"] == "checked_in"

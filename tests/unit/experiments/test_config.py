@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aggregator import tasks
-from fedless.experiments.config import load, with_rounds, with_seed
+from fedless.experiments.config import Dropout, load, with_rounds, with_seed
 from fedless.experiments.partition import Partition
 from fedless.protocol.errors import Code, LocalError
 
@@ -104,6 +104,14 @@ def test_missing_file_and_missing_task_file_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "absent.toml")
     with pytest.raises(LocalError, match=r"absent\.toml cannot be read"):
         load(written(tmp_path, 'task = "absent.toml"\n' + GOOD.split("[task]", maxsplit=1)[0]))
+
+
+def test_dropouts_name_devices_of_the_experiment(tmp_path: Path) -> None:
+    drop = "[[dropouts]]\nclient = {}\nround = 2\n\n[task]"
+    good = load(written(tmp_path, GOOD.replace("[task]", drop.format(5))))
+    assert good.dropouts == (Dropout(5, 2),)
+    with pytest.raises(LocalError, match="from 1 to 5"):
+        load(written(tmp_path, GOOD.replace("[task]", drop.format(6))))
 
 
 def test_mistakes_of_the_task_are_told_with_the_others(tmp_path: Path) -> None:
