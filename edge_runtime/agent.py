@@ -23,6 +23,7 @@ from edge_runtime.doorway import PAUSE_S, Doorway
 from edge_runtime.handover import Child, Wake
 from edge_runtime.log import say
 from edge_runtime.notify import ALIVE, READY, STOPPING, notify
+from edge_runtime.timetable import Timetable
 from edge_runtime.wake import Allowance, WakeLine, jitter
 
 TICK_S = 60.0
@@ -64,7 +65,10 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         self._selector.register(self._signals, selectors.EVENT_READ, "signal")
-        self._door = Doorway(local[0], local[1:], self._selector) if local else None
+        self._door: Doorway | None = None
+        self._timetable: Timetable | None = None
+        if local:
+            self._open_locally(local[0], local[1], local[2:])
 
     def run(self) -> None:
         """Idle until SIGTERM or SIGINT, then drain."""
@@ -76,15 +80,31 @@ class Agent:
             notify(ALIVE)
             self._connect()
             self._start()
-            door_at = None if self._door is None else self._door.look()
-            self._wait(self._next_s() if door_at is None else min(self._next_s(), PAUSE_S))
+            self._wait(min(self._next_s(), self._local_s()))
         say("agent", "draining", participant=self._child.pid if self._child else None)
         notify(STOPPING)
         self._line.close()
-        if self._door is not None:
-            self._door.close(signal.SIGTERM)
+        for own in (self._door, self._timetable):
+            if own is not None:
+                own.close(signal.SIGTERM)
         self._drain()
         self._tell("stopped", "")
+
+    # -- the device's own calls
+
+    def _open_locally(self, path: str, entries: str, start: list[str]) -> None:
+        state = ["--state", self.state]
+        if path:
+            self._door = Doorway(path, [*start, "edge_runtime.local_api", *state], self._selector)
+        if entries:
+            command = [*start, "edge_runtime.scheduled", *state, "--name"]
+            self._timetable = Timetable(entries, command, self._selector)
+
+    def _local_s(self) -> float:
+        """See to them; how long nothing of theirs is due."""
+        door_at = None if self._door is None else self._door.look()
+        due = [TICK_S] if door_at is None else [PAUSE_S]
+        return min(due if self._timetable is None else [*due, self._timetable.look()])
 
     # -- waiting
 
@@ -328,9 +348,10 @@ def _why(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until told to stop: `--state DIR --NAME NUMBER ... -- COMMAND ... [-- SOCKET COMMAND ...]`.
+    """Run until told to stop: `--state DIR --NAME NUMBER ... -- COMMAND ... [-- SOCKET ENTRIES START ...]`.
 
-    The first command starts a participant, the second one the local API, which serves SOCKET.
+    The command starts a participant. START is put before a module of ours: the local API, which serves SOCKET (or
+    empty), and the calls of the timetable's ENTRIES (`NAME:SECONDS,...` or empty).
     """
     given = sys.argv[1:] if arguments is None else arguments
     cut = given.index("--")

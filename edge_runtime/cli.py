@@ -182,8 +182,9 @@ def _run(given: argparse.Namespace) -> int:
         *start,
         *participant,
     ]
-    if config.local.socket:
-        command += ["--", config.local.socket, *start, "edge_runtime.local_api", "--state", state]
+    entries = ",".join(f"{name}:{entry.every_s}" for name, entry in config.schedule.items())
+    if config.local.socket or entries:
+        command += ["--", config.local.socket, entries, *start]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | _LEAN)  # noqa: S606 - no shell is wanted
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from edge_runtime.data.source import DataSource
 from edge_runtime.eligibility import Rules
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.manifest import Manifest
+from fedless.protocol.manifest import NAME, Manifest
 from fedless.protocol.tables import Table
 
 FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
-_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "local", "data")
+_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "local", "schedule", "data")
 _QUIET = re.compile(r"|(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,10}")
 _PATH = re.compile(r"[^\x00]{0,4096}")
@@ -95,6 +95,15 @@ class LocalSettings:
 
 
 @dataclass(frozen=True)
+class Scheduled:
+    """`[schedule.NAME]`: a function that is called every so often with the same event."""
+
+    function: str
+    every_s: int
+    event: object = None
+
+
+@dataclass(frozen=True)
 class EdgeConfig:
     """The whole file. `data` has the sources by name, with absolute paths."""
 
@@ -104,6 +113,7 @@ class EdgeConfig:
     warm: WarmSettings = field(default_factory=WarmSettings)
     eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
     local: LocalSettings = field(default_factory=LocalSettings)
+    schedule: Mapping[str, Scheduled] = field(default_factory=dict)
     data: Mapping[str, DataSource] = field(default_factory=dict)
 
     def source(self, mounts: tuple[str, ...]) -> DataSource:
@@ -142,11 +152,11 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
         raise LocalError(Code.CONFIG_INVALID, f"{path}: {error}.") from error
     complaints: list[str] = []
     _override(values, os.environ if environ is None else environ, complaints)
-    sources = values.pop("data", {})
+    sources, schedule = values.pop("data", {}), values.pop("schedule", {})
     root = Table.root(values)
     config = EdgeConfig(
         _limits(root), _agent(root), _sandbox(root), _warm(root),
-        _eligibility(root, path.parent), _local(root, path.parent),
+        _eligibility(root, path.parent), _local(root, path.parent), _schedule(schedule, complaints),
         _sources(sources, path.resolve().parent, complaints),
     )  # fmt: skip
     complaints = root.close() + complaints
@@ -231,6 +241,24 @@ def _local(root: Table, folder: Path) -> LocalSettings:
         queue=table.integer("queue", 0, 1024, LocalSettings.queue),
         wait_s=table.integer("wait_s", 1, 3600, LocalSettings.wait_s),
     )
+
+
+def _schedule(values: object, complaints: list[str]) -> dict[str, Scheduled]:
+    if not isinstance(values, dict):
+        complaints.append("schedule: must be a table of tables, [schedule.NAME]")
+        return {}
+    found: dict[str, Scheduled] = {}
+    for name, entry in values.items():
+        if not isinstance(entry, dict) or not _SOURCE_NAME.fullmatch(name):
+            complaints.append(f"schedule.{name}: must be a table, [schedule.NAME], NAME of a-z, 0-9 and '-'")
+            continue
+        event = entry.pop("event", None)
+        root = Table.root({name: entry})
+        table = root.table(name)
+        function, every_s = table.text("function", NAME), table.integer("every_s", 1, 31_536_000)
+        complaints.extend(f"schedule.{complaint}" for complaint in root.close())
+        found[name] = Scheduled(function, every_s, event)
+    return found
 
 
 def _sources(values: object, folder: Path, complaints: list[str]) -> dict[str, DataSource]:

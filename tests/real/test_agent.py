@@ -297,7 +297,7 @@ def test_modules_of_the_agent() -> None:
         env=os.environ,
     ).stdout.split()
     ours = {name for name in found if name.startswith(("edge_runtime", "fedless"))}
-    parts = ("", ".agent", ".disk", ".doorway", ".handover", ".log", ".notify", ".wake")
+    parts = ("", ".agent", ".disk", ".doorway", ".handover", ".log", ".notify", ".timetable", ".wake")
     assert ours == {f"edge_runtime{part}" for part in parts}
     dear = {
         "numpy",

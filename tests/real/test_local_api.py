@@ -225,6 +225,29 @@ def test_a_caller_who_says_nothing_costs_nothing(state: Path, call: Call) -> Non
         assert call("POST", "/functions/adder", [1])[0] == 200
 
 
+def test_a_function_is_called_by_the_clock(state: Path) -> None:
+    install(state, bundle(1))
+    with (state / "edge.toml").open("a") as file:
+        file.write('[schedule.often]\nfunction = "adder"\nevery_s = 1\nevent = [1, 2]\n')
+        file.write('[schedule.broken]\nfunction = "absent"\nevery_s = 1\n')
+    with (state / "agent.log").open("wb") as log:
+        command = [sys.executable, "-m", "edge_runtime.cli", "run", "--state", str(state)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=log)
+    functions = Functions(state)
+    try:
+        until = time.monotonic() + 30
+        while len(functions.calls()) < 2 or b"unknown_task" not in (state / "agent.log").read_bytes():
+            assert time.monotonic() < until, (state / "agent.log").read_text()
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    assert {(call.caller, call.name, call.outcome) for call in functions.calls()} == {
+        ("schedule", "adder", "done")
+    }
+    functions.close()
+
+
 def test_the_command_line_over_an_agent_that_has_no_network(
     state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
