@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -124,6 +124,13 @@ class PolicySettings(_Section):
     modes: tuple[Annotated[str, Field(pattern="^(plain|pairwise|helper)$")], ...] = ()
 
 
+class HelperSettings(_Section):
+    """The second party of helper mode; no address: this fleet has none. `directory` holds its cert.pem and hpke.pub."""
+
+    address: Address | Literal[""] = ""
+    directory: Path = Path("helper")
+
+
 class LogSettings(_Section):
     """What is logged, to standard error."""
 
@@ -148,6 +155,7 @@ class Settings(BaseSettings):
     state: StateSettings = StateSettings()
     limits: LimitSettings = LimitSettings()
     policy: PolicySettings = PolicySettings()
+    helper: HelperSettings = HelperSettings()
     log: LogSettings = LogSettings()
 
     @classmethod
@@ -233,7 +241,7 @@ def _absolute(settings: Settings, base: Path) -> Settings:
     """The same settings with every directory resolved against the file's folder."""
     changed = {
         name: section.model_copy(update={"directory": base / section.directory})
-        for name in ("authority", "listen", "broker", "state")
+        for name in ("authority", "listen", "broker", "state", "helper")
         if (section := getattr(settings, name))
     }
     return settings.model_copy(update=changed)

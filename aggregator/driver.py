@@ -19,7 +19,7 @@ from aggregator import events as e
 from aggregator.completion import Completion
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
-from aggregator.masked import MaskedMode, Plan
+from aggregator.masked import MaskedMode, Plan, mode_of
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
 from aggregator.selection import SELECTIONS
@@ -73,6 +73,7 @@ class Driver:
                 return
 
     async def _go_on(self) -> None:
+        mode_of(self._task.mode, self._means.masked)  # its helper may have left the settings
         for unended in await self._store(lambda c: rounds.unended(c, self._run.run_id)):
             await self._complete(unended)
         await self._judge_last()

@@ -17,11 +17,12 @@ from aggregator.authority import Authority, Callers, Issued
 from aggregator.config import Settings
 from aggregator.functions import Functions, is_function
 from aggregator.interfaces import ClientRecord, Clock, Random
+from aggregator.link import read_helper_key
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from fedless.protocol import identity
 from fedless.protocol.claim import Claim, base32, secret_hash, secret_text
-from fedless.protocol.crypto import ed25519_from_pem, key_id
+from fedless.protocol.crypto import ed25519_from_pem, key_id, sha256
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, Mode, PolicyMessage, SigningKey
 from fedless.protocol.signed import signing_key
@@ -229,7 +230,7 @@ class Registrar:
 
 
 def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
-    """What new clients are told. Without `endpoints`: the ports as configured."""
+    """What new clients are told. Without `endpoints`: the ports as configured. Raises `LocalError`."""
     listen, broker = settings.listen, settings.broker
     configured = Endpoints(
         at_each(listen.hosts, listen.fleet_port),
@@ -238,7 +239,9 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
     )
     publishers = [bytes.fromhex(key) for key in settings.fleet.publisher_keys]
     policy = PolicyMessage(
-        minimum_cohort=settings.policy.minimum_cohort, modes=tuple(Mode(m) for m in settings.policy.modes)
+        minimum_cohort=settings.policy.minimum_cohort,
+        modes=tuple(Mode(m) for m in settings.policy.modes),
+        helper_key_digest=sha256(read_helper_key(settings.helper)) if settings.helper.address else b"",
     )
     return Terms(
         endpoints=endpoints or configured,

@@ -32,8 +32,10 @@ from aggregator.epochs import KeyEpochs, Signing
 from aggregator.evaluation import Evaluator
 from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
+from aggregator.helpers import HelperRounds
 from aggregator.interfaces import Clock, Sleep
-from aggregator.masked import Pairwise
+from aggregator.link import HelperLink, SecondParty, read_second_party
+from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
 from aggregator.pairwise import PairwiseRounds
 from aggregator.runs import News, Runs
@@ -129,6 +131,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
     async with AsyncExitStack() as exits:
         authority = Authority.load(settings.authority.directory, settings.fleet.name)
         ticket_key = read_ticket_key(settings)
+        party = _read_party(settings, authority)
         _renew_servers(settings, authority)
         database = Database.open(settings.database_url)
         exits.callback(database.close)
@@ -139,7 +142,7 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         doors = await _open_doors(exits, settings, registrar, authority)
         registrar.terms = terms_of(settings, doors.endpoints)
         waker = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
-        core = _open_core(settings, database, registrar, waker, ticket_key)
+        core = _open_core(settings, database, registrar, waker, ticket_key, party)
         exits.push_async_callback(core.masks.epochs.close)
         exits.push_async_callback(core.runs.close)
 
@@ -158,6 +161,12 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         yield doors.endpoints
 
 
+def _read_party(settings: Settings, authority: Authority) -> SecondParty | None:
+    if not settings.helper.address:
+        return None
+    return read_second_party(settings.helper, authority.der, settings.fleet.name, clock())
+
+
 def _renew_servers(settings: Settings, authority: Authority) -> None:
     servers = [(settings.listen.directory, Role.AGGREGATOR)]
     if settings.broker.kind is BrokerKind.CHILD:
@@ -168,8 +177,9 @@ def _renew_servers(settings: Settings, authority: Authority) -> None:
 
 
 def _open_core(
-    settings: Settings, database: Database, registrar: Registrar, waker: MqttWaker, ticket_key: bytes
-) -> Core:
+    settings: Settings, database: Database, registrar: Registrar, waker: MqttWaker, ticket_key: bytes,
+    party: SecondParty | None,
+) -> Core:  # fmt: skip
     state, terms, news = settings.state.directory, registrar.terms, News()
     blobs, spool = Blobs(state / "blobs"), Spool(state / "spool")
     tickets = Tickets(
@@ -180,7 +190,10 @@ def _open_core(
     signing = Signing(lambda message: ed25519_sign(ticket_key, message), registrar.callers.member)
     epochs = KeyEpochs(database, tickets, signing, random=os.urandom, **outside)
     pairwise = PairwiseRounds(database, epochs, tickets, signing, **outside)
-    modes = {Mode.PAIRWISE: Pairwise(epochs, pairwise, os.urandom)}
+    modes: dict[Mode, MaskedMode] = {Mode.PAIRWISE: Pairwise(epochs, pairwise, os.urandom)}
+    if party is not None:
+        calls = HelperLink(party, settings.listen.directory, settings.fleet.name)
+        modes[Mode.HELPER] = HelperRounds(database, spool, calls, signing, random=os.urandom, **outside)
     coordinator = Coordinator(database, spool, tickets, masked=modes, **outside)
     publishers = {key.key_id: key.public_key for key in terms.publisher_keys}
     evaluator = Evaluator(blobs, state / "functions", publishers)

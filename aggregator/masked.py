@@ -7,7 +7,7 @@ other, and its sum is opened after its reports are closed. `helpers.py` answers 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from aggregator.round import Round
 from aggregator.selection import SELECTIONS
 from aggregator.store.records import ModelRecord
 from aggregator.tasks import TaskSettings
-from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Encoding, Kind, Mode
 from fedless.protocol.prg import Words
 from fedless.protocol.secagg import ring
@@ -70,6 +70,15 @@ class MaskedMode(MaskedRounds, Protocol):
     async def settle(self, round_: Round) -> None:
         """Ends, without a sum, what the automaton has abandoned by itself."""
         ...
+
+
+def mode_of(mode: Mode, modes: Mapping[Mode, MaskedMode]) -> MaskedMode | None:
+    """How a task's mode is driven here; None for plain rounds. Raises `LocalError` CONFIG_INVALID if it cannot be."""
+    if mode is not Mode.PLAIN and mode not in modes:
+        detail = f"The task is in mode {mode.value}, and this fleet has no helper."
+        fix = "Name one under [helper] in aggregator.toml (docs/helper.md), or choose another mode."
+        raise LocalError(Code.CONFIG_INVALID, detail, fix=fix)
+    return modes.get(mode)
 
 
 class Pairwise:

@@ -23,7 +23,6 @@ from aggregator.uploads import Spool
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Mode
-from fedless.protocol.messages import Mode
 
 WATCH_S = 25
 STOPPED = "stopped by the operator"

@@ -165,9 +165,7 @@ class TaskSettings(_Section):
     function: FileName
     initial: FileName = ""
     test_set: str = Field("", max_length=1024)
-    mode: Annotated[str, AfterValidator(_one_of([Mode.PAIRWISE.value, Mode.PLAIN.value]))] = (
-        Mode.PAIRWISE.value
-    )
+    mode: Annotated[str, AfterValidator(_one_of([mode.value for mode in Mode]))] = Mode.PAIRWISE.value
     strategy: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = "fedavg"
     rounds: int = Field(ge=1, le=1_000_000)
     cohort: CohortSettings

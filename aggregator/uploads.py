@@ -59,13 +59,24 @@ class RingSum:
 
     def add(self, file: Path, _weight: int) -> None:
         """Adds a checked report (raw little-endian words); its weight is inside it. Blocks."""
-        start, size = 0, self.total.itemsize
-        buffer = np.empty(BLOCK, self.total.dtype)
-        with file.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer.data):
-                part = self.total[start : start + count // size]
-                np.add(part, buffer[: count // size], out=part)
-                start += count // size
+        for part, words in _ring_blocks(self.total, file):
+            np.add(part, words, out=part)
+
+
+def take_out(total: Words, file: Path) -> None:
+    """Takes a report that was added out of a sum of ring words again, in place; blocks."""
+    for part, words in _ring_blocks(total, file):
+        np.subtract(part, words, out=part)
+
+
+def _ring_blocks(total: Words, file: Path) -> Iterator[tuple[Words, Words]]:
+    """A report's words, block after block, each with its part of the sum; overwritten by the next."""
+    start, size = 0, total.itemsize
+    buffer = np.empty(BLOCK, total.dtype)
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer.data):
+            yield total[start : start + count // size], buffer[: count // size]
+            start += count // size
 
 
 def float_blocks(file: Path) -> Iterator[npt.NDArray[np.float32]]:

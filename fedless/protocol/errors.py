@@ -134,6 +134,7 @@ class Code(Enum):
     NOT_INSTALLED = "not_installed"
     BROKER_UNREACHABLE = "broker_unreachable"
     AGGREGATOR_UNREACHABLE = "aggregator_unreachable"
+    HELPER_UNREACHABLE = "helper_unreachable"
     BUSY = "busy"
     INTERNAL = "internal"
 
@@ -266,6 +267,7 @@ MEANINGS: dict[Code, Meaning] = {
     Code.NOT_INSTALLED: Meaning(_PRE, "A needed program or package is not installed."),
     Code.BROKER_UNREACHABLE: Meaning(_LATER, "The MQTT broker cannot be reached."),
     Code.AGGREGATOR_UNREACHABLE: Meaning(_LATER, "The aggregator cannot be reached."),
+    Code.HELPER_UNREACHABLE: Meaning(_LATER, "The helper cannot be reached."),
     Code.BUSY: Meaning(_LATER, "Busy; try again later."),
     Code.INTERNAL: Meaning(_OWN, "Something went wrong inside."),
 }

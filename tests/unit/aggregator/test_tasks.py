@@ -75,7 +75,7 @@ def test_several_mistakes_are_told_at_once() -> None:
         (("size = 10", "size = 10\nfraction = 0.5"), "expected either size (clients) or fraction"),
         (("size = 10", "size = 10\nminimum_reports = 11"), "minimum_reports 11 is above size 10"),
         (("rounds = 3", ""), "rounds: missing"),
-        (("rounds = 3", 'rounds = 3\nmode = "hidden"'), "mode: expected one of pairwise, plain"),
+        (("rounds = 3", 'rounds = 3\nmode = "hidden"'), "mode: expected one of plain, pairwise, helper"),
         (("size = 10", "size = 129"), "mode pairwise: expected cohorts of at most 128 clients"),
         (("rounds = 3", 'rounds = 3\nstrategy = "fedprox"'), "client.proximal_mu: expected a number above 0"),
         (("size = 10", "size = 10\n[client]\nproximal_mu = 0.1"), "use fedprox"),
