@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_runtime.lifecycle import (
+    TRANSITIONS,
     Abandoned,
     Died,
     Effect,
@@ -241,3 +244,10 @@ class Device(RuleBasedStateMachine):
 
 Device.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestDevice = Device.TestCase
+
+
+def test_the_drawing_in_the_docs_is_current() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "edge.md").read_text()
+    drawn = text.partition("lifecycle.py: begin -->")[2].partition("<!-- end -->")[0]
+    arrows = {line.strip() for line in drawn.splitlines() if "-->" in line and "[*]" not in line}
+    assert arrows == {f"{old} --> {new}: {step}" for (old, step), new in TRANSITIONS.items()}
