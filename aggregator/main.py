@@ -28,12 +28,14 @@ from aggregator.broker import Broker, BrokerFiles
 from aggregator.config import BrokerKind, Settings, load
 from aggregator.coordinator import Coordinator
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
-from aggregator.epochs import KeyEpochs, Signing
+from aggregator.epoch_records import Signing
+from aggregator.epochs import KeyEpochs
 from aggregator.evaluation import Evaluator
 from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.helpers import HelperRounds
-from aggregator.interfaces import Clock, Sleep
+from aggregator.interfaces import Clock, Sleep, Waker
+from aggregator.invoke import Wakers
 from aggregator.link import HelperLink, SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
@@ -55,6 +57,7 @@ from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
 from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
+from cloud_adapters import prices
 from fedless.protocol.crypto import ed25519_sign
 from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints, Mode
@@ -141,7 +144,9 @@ async def running(settings: Settings) -> AsyncIterator[Endpoints]:
         await registrar.load()
         doors = await _open_doors(exits, settings, registrar, authority)
         registrar.terms = terms_of(settings, doors.endpoints)
-        waker = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
+        devices = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
+        waker = _open_invokers(settings, database, registrar, devices)
+        exits.push_async_callback(waker.close)
         core = _open_core(settings, database, registrar, waker, ticket_key, party)
         exits.push_async_callback(core.masks.epochs.close)
         exits.push_async_callback(core.runs.close)
@@ -177,7 +182,7 @@ def _renew_servers(settings: Settings, authority: Authority) -> None:
 
 
 def _open_core(
-    settings: Settings, database: Database, registrar: Registrar, waker: MqttWaker, ticket_key: bytes,
+    settings: Settings, database: Database, registrar: Registrar, waker: Waker, ticket_key: bytes,
     party: SecondParty | None,
 ) -> Core:  # fmt: skip
     state, terms, news = settings.state.directory, registrar.terms, News()
@@ -268,6 +273,20 @@ async def _open_waker(
     if not await waker.start():
         _log.warning("broker_unreachable", addresses=" ".join(addresses), then="wake-ups wait for it")
     return waker
+
+
+def _open_invokers(settings: Settings, database: Database, registrar: Registrar, devices: Waker) -> Wakers:
+    state = settings.state.directory
+    table = state / "prices.toml"
+    return Wakers(
+        devices,
+        registrar.functions,
+        lambda: registrar.terms.endpoints.enrollment[0],
+        database,
+        Blobs(state / "blobs"),
+        prices.load(table) if table.exists() else prices.load(),
+        clock,
+    )
 
 
 def _own_host(address: str) -> str:

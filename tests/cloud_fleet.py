@@ -55,7 +55,9 @@ class CloudFleet:
         path = self.folder / "examples.npz"
         if not path.exists():
             random = np.random.default_rng(2)
-            np.savez(path, x=random.random((40, 28, 28, 1), np.float32), y=random.integers(0, 10, 40, np.int32))
+            np.savez(
+                path, x=random.random((40, 28, 28, 1), np.float32), y=random.integers(0, 10, 40, np.int32)
+            )
         return deployment_to_json(
             Deployment(
                 fleet=self.fleet.name,
@@ -96,7 +98,9 @@ class CloudFleet:
         claim.public_key = identity.public_der(key)
         leaf = self.fleet.authority.issue(identity.Role.FUNCTION, claim.client_id, key)
         chain = (leaf.public_bytes(Form.DER), self.fleet.authority.der)
-        places = Endpoints((f"127.0.0.1:{self.aggregator.port}",), ("127.0.0.1:1",), (f"127.0.0.1:{self.port}",))
+        places = Endpoints(
+            (f"127.0.0.1:{self.aggregator.port}",), ("127.0.0.1:1",), (f"127.0.0.1:{self.port}",)
+        )
         return Enrollment(self.fleet.name, claim.client_id, chain, places, (), (), PolicyMessage(), now_ms())
 
 
@@ -108,5 +112,3 @@ class _Enroller(enrollment_pb2_grpc.EnrollmentServicer):
         with Refusing(context):
             asked = wire.enroll_request_from_pb(request)
             return wire.enrollment_to_pb(self.fleet.enroll(asked.secret, asked.csr_der))
-
-

@@ -57,7 +57,9 @@ async def outcome(function: CloudFunction, ticket: bytes, claim: str) -> str:
     return str(function.run(payload_to_json(Payload(ticket, claim)))["outcome"])
 
 
-async def test_stolen_payload_is_useless_after_use(fleet: CloudFleet, function: CloudFunction, tmp_path: Path) -> None:
+async def test_stolen_payload_is_useless_after_use(
+    fleet: CloudFleet, function: CloudFunction, tmp_path: Path
+) -> None:
     payload = fleet.wake_bytes(fleet.open_round(CLIENT)), await fleet.claim(CLIENT)
     assert await outcome(function, *payload) == "reported"
     thief = CloudFunction(function.deployment, tmp_path / "elsewhere")
@@ -66,14 +68,21 @@ async def test_stolen_payload_is_useless_after_use(fleet: CloudFleet, function: 
 
 async def test_stolen_payload_is_useless_after_expiry(fleet: CloudFleet, function: CloudFunction) -> None:
     ticket = fleet.wake_bytes(fleet.open_round(CLIENT))
-    assert await outcome(function, ticket, await fleet.claim(CLIENT, now_ms() - 1)) == Code.CLAIM_EXPIRED.value
+    assert (
+        await outcome(function, ticket, await fleet.claim(CLIENT, now_ms() - 1)) == Code.CLAIM_EXPIRED.value
+    )
     late = fleet.open_round(CLIENT, not_after_ms=now_ms() - 1)
-    assert await outcome(function, fleet.wake_bytes(late), await fleet.claim(CLIENT)) == Code.TICKET_EXPIRED.value
+    assert (
+        await outcome(function, fleet.wake_bytes(late), await fleet.claim(CLIENT))
+        == Code.TICKET_EXPIRED.value
+    )
 
 
 async def test_forged_ticket_gets_no_further(fleet: CloudFleet, function: CloudFunction) -> None:
     ticket, claim = fleet.open_round(CLIENT), await fleet.claim(CLIENT)
-    assert await outcome(function, fleet.wake_bytes(ticket, FOREIGN_KEY), claim) == Code.TICKET_UNKNOWN_KEY.value
+    assert (
+        await outcome(function, fleet.wake_bytes(ticket, FOREIGN_KEY), claim) == Code.TICKET_UNKNOWN_KEY.value
+    )
     other = fleet.open_round("fn-2")
     assert await outcome(function, fleet.wake_bytes(other), claim) == Code.TICKET_FOREIGN.value
     assert fleet.aggregator.calls == []
@@ -83,16 +92,24 @@ async def test_forged_ticket_gets_no_further(fleet: CloudFleet, function: CloudF
 async def test_claim_of_another_client_is_refused(fleet: CloudFleet, function: CloudFunction) -> None:
     """The certificate would name the other one."""
     ticket = fleet.open_round(CLIENT)
-    assert await outcome(function, fleet.wake_bytes(ticket), await fleet.claim("fn-2")) == Code.FOREIGN_CERTIFICATE.value
+    assert (
+        await outcome(function, fleet.wake_bytes(ticket), await fleet.claim("fn-2"))
+        == Code.FOREIGN_CERTIFICATE.value
+    )
     assert fleet.aggregator.calls == []
 
 
-async def test_claim_of_another_authority_is_refused(fleet: CloudFleet, function: CloudFunction, tmp_path: Path) -> None:
+async def test_claim_of_another_authority_is_refused(
+    fleet: CloudFleet, function: CloudFunction, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     other = CloudFleet(tmp_path / "other")
     try:
         claim = await other.claim(CLIENT)
-        assert await outcome(function, fleet.wake_bytes(fleet.open_round(CLIENT)), claim) == Code.CLAIM_FOREIGN.value
+        assert (
+            await outcome(function, fleet.wake_bytes(fleet.open_round(CLIENT)), claim)
+            == Code.CLAIM_FOREIGN.value
+        )
     finally:
         other.stop()
 
