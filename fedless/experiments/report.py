@@ -20,8 +20,17 @@ from fedless.protocol.errors import Code, LocalError
 
 Round = Mapping[str, Any]
 SUMMARY, ROUNDS, REPORT = "summary.json", "rounds.jsonl", "report.html"
-PHASES = ("wake", "train", "unmask", "aggregate", "commit", "evaluate")  # one after another; others come last
+PHASES = (
+    "wake",
+    "train",
+    "wait",
+    "unmask",
+    "aggregate",
+    "commit",
+    "evaluate",
+)  # one after another; others come last
 _MB = 1e6
+_NOTICED = 0.02
 
 
 def write(folder: Path) -> Path:
@@ -103,17 +112,23 @@ def _lines(
 
 
 def _phases(rounds: Sequence[Round]) -> Figure | None:
-    known = _keys(rounds, "phases_ms")
+    spent = [_with_waiting(entry) for entry in rounds if entry["phases_ms"]]
+    if not spent:
+        return None
+    known = {name for phases in spent for name in phases}
     names = sorted(known, key=lambda name: (PHASES.index(name) if name in PHASES else len(PHASES), name))
-    series = {name: [entry["phases_ms"].get(name, 0.0) / 1000 for entry in rounds] for name in names}
-    caption = (
-        "Seconds by the aggregator's phase, one after another; evaluation follows the round's new model."
-    )
-    return (
-        charts.bars("Time per phase of a round", caption, _numbers(rounds), series, unit="s")
-        if series
-        else None
-    )
+    series = {name: [phases.get(name, 0.0) / 1000 for phases in spent] for name in names}
+    numbers = _numbers([entry for entry in rounds if entry["phases_ms"]])
+    caption = "Seconds by the aggregator's phase; wait: for clients that did not come. Evaluation follows the round."
+    return charts.bars("Time per phase of a round", caption, numbers, series, unit="s")
+
+
+def _with_waiting(entry: Round) -> dict[str, float]:
+    """The phases of a round, ms, with what no phase accounts for as `wait`."""
+    phases: dict[str, float] = dict(entry["phases_ms"])
+    inside = sum(ms for name, ms in phases.items() if name != "evaluate")
+    waited = entry["seconds"] * 1000 - inside
+    return phases | ({"wait": waited} if waited > _NOTICED * inside else {})
 
 
 def _first_step(rounds: Sequence[Round]) -> Figure | None:

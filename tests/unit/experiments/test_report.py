@@ -79,6 +79,13 @@ def test_marks_stay_inside_the_drawing(rounds: list[dict[str, Any]]) -> None:
             assert all(0 <= x <= charts.WIDTH and 0 <= y <= figure.height for x, y in line.points)
 
 
+def test_time_that_no_phase_accounts_for_is_shown_as_waiting(rounds: list[dict[str, Any]]) -> None:
+    rounds[2]["seconds"] = 4.5
+    phases = next(figure for figure in report.figures(rounds) if figure.title.startswith("Time"))
+    assert phases.header == ("round", "wait", "collecting", "committing")
+    assert [row[1] for row in phases.rows] == ["0", "0", "3", "0"]
+
+
 def test_lost_client_is_shown_with_its_reason(rounds: list[dict[str, Any]]) -> None:
     participation = next(figure for figure in report.figures(rounds) if figure.title == "Participation")
     assert [rect.note for rect in participation.rects if rect.style == "bad"] == [
