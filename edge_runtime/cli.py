@@ -104,8 +104,9 @@ def _looking_parsers(
     why_not = commands.add_parser("why-not", parents=[common], help="why this device did not train lately")
     why_not.set_defaults(command=_why_not)
 
-    logs = commands.add_parser("logs", help="the agent's log, from journald; arguments go to journalctl")
-    logs.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    logs = commands.add_parser("logs", help="the agent's log, from journald")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
+    logs.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="so many of the last (50)")
     logs.set_defaults(command=_logs)
 
 
@@ -253,7 +254,8 @@ def _why_not(given: argparse.Namespace) -> int:
 
 
 def _logs(given: argparse.Namespace) -> int:
-    command = ["journalctl", "--unit", "fedless-edge", "--output", "cat", *given.arguments]
+    command = ["journalctl", "--unit", "fedless-edge", "--output", "cat", "--lines", str(given.lines)]
+    command += ["--follow"] if given.follow else []
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
     except FileNotFoundError as error:

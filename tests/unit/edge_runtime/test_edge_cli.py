@@ -180,3 +180,36 @@ def test_help_of_the_command_is_fast() -> None:
     code = "import sys, edge_runtime.cli; print(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"numpy", "grpc", "cryptography", "sqlite3", "ssl"} & set(run.stdout.split()) == set()
+
+
+def test_logs_are_those_of_the_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own, since the command becomes journalctl."""
+    import subprocess
+
+    program = tmp_path / "journalctl"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    command = [sys.executable, "-m", "edge_runtime.cli", "logs", "-f", "-n", "5"]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert capfd.readouterr().out == "--unit fedless-edge --output cat --lines 5 --follow\n"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert subprocess.run(command, check=False).returncode == 1
+    assert "There is no journalctl here" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["functions", "rollback", "absent"], ["invoke", "absent", "{"]])
+def test_functions_that_are_not_there(
+    state: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edge(*arguments, "--state", state) == 1
+    assert capsys.readouterr().err.startswith("fedless-edge: ")
+
+
+def test_a_bundle_that_is_none_is_not_installed(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (state / "x.bundle").write_bytes(b"no bundle")
+    for name in ("x.bundle", "absent.bundle"):
+        assert edge("functions", "install", state / name, "--state", state) == 1
+        assert "not a fedless bundle" in capsys.readouterr().err
