@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
-from aggregator.epochs import Signing
+from aggregator.epoch_records import Signing
 from aggregator.interfaces import Clock, Random, Sleep
 from aggregator.link import Answer, SecondParty
 from aggregator.masked import Plan, Prepared, encoding_of
@@ -88,7 +88,7 @@ class HelperRounds:
         self._sleep = sleep
         self._random = random
         self._on_step = on_step
-        self._opened: dict[int, HelperOpen] = {}
+        self._opened: dict[str, HelperOpen] = {}  # of each run the round that was asked for last
 
     # -- opening, called by the run's driver
 
@@ -141,11 +141,11 @@ class HelperRounds:
 
     async def offer(self, terms: Terms, client_id: str, mark: bytes) -> bytes:  # noqa: ARG002 - pairwise mode's
         """The signed opening for a client that checks in."""
-        return codec.dumps(await self._find(terms.round_id))
+        return codec.dumps(await self._find(terms))
 
     async def check_head(self, terms: Terms, client_id: str, header: ReportHeader) -> None:
         """Whether a report's signed head is of this client and this round. Raises `PeerError`."""
-        opened = await self._find(terms.round_id)
+        opened = await self._find(terms)
         head = codec.loads(HelperReport, header.masked)
         if head.client_id != client_id:
             raise PeerError(Code.NOT_IN_COHORT, "The report names another client than the caller.")
@@ -163,7 +163,7 @@ class HelperRounds:
         HELPER_UNREACHABLE, TOO_FEW (without the refused ones), an answer that does not check, or OUT_OF_RANGE.
         """
         terms, heads = round_.terms, _heads(round_)
-        opened = await self._find(terms.round_id)
+        opened = await self._find(terms)
         refused: Mapping[str, Code] = await self._database.run(
             lambda c: store.load_refused(c, terms.round_id)
         )
@@ -189,9 +189,8 @@ class HelperRounds:
         refused = await self._database.run(lambda c: store.load_refused(c, round_id))
         return self._ending(round_.terms, refused)
 
-    async def settle(self, round_: Round) -> None:
-        """Forgets what the automaton has abandoned by itself: nobody was told anything that must be taken back."""
-        self._opened.pop(round_.terms.round_id, None)
+    async def settle(self, run_id: str) -> None:
+        """Nothing: clients hold no state of a round that must be ended, and the helper was not asked."""
 
     # -- inside
 
@@ -249,10 +248,7 @@ class HelperRounds:
         def record(connection: Connection, _terms: Terms) -> None:
             store.lose_refused(connection, terms.round_id, refused)
 
-        def then() -> None:
-            self._opened.pop(terms.round_id, None)
-
-        return Change(record, then)
+        return Change(record, lambda: None)
 
     async def _note(self, terms: Terms, event: str, **fields: int | str) -> None:
         run_id, now = terms.run_id, self._clock()
@@ -262,11 +258,11 @@ class HelperRounds:
         self._on_step(run_id)
         log.info(event, round=terms.round_id, **fields)
 
-    async def _find(self, round_id: int) -> HelperOpen:
-        opened = self._opened.get(round_id)
-        if opened is None:
-            opened = await self._database.run(lambda c: store.load_opened(c, round_id))
-            self._opened[round_id] = opened
+    async def _find(self, terms: Terms) -> HelperOpen:
+        opened = self._opened.get(terms.run_id)
+        if opened is None or opened.round_id != terms.round_id:
+            opened = await self._database.run(lambda c: store.load_opened(c, terms.round_id))
+            self._opened[terms.run_id] = opened
         return opened
 
 
