@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 BUDGET_S = 20.0
 """For this long a participant itself repeats what failed; then it leaves and is started again later."""
-FUNCTIONS_KEPT = 4
+FUNCTIONS_KEPT = 16
+"""Unpacked bundles on the disk, of all functions; of each one the newest two stay (`functions`)."""
 REPORTER_WAITS_S = 30.0
 """A reporter waits this long for the unmask request before it sleeps."""
 HOLDER_WAITS_S = 20.0

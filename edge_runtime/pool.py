@@ -131,7 +131,8 @@ class Pool:
 
     def _look_up(self, name: str) -> _Served:
         """The function with all versions that are installed by now."""
-        installed = self.functions.versions(name)
+        every = self.functions.versions(name)
+        installed = [item for item in every if self.functions.folder(item.digest).is_dir()]
         if not installed:
             known = ", ".join(sorted({item.name for item in self.functions.versions()})) or "none"
             raise LocalError(Code.UNKNOWN_TASK, f"There is no function {name} here; known: {known}.")
