@@ -17,7 +17,7 @@ from edge_runtime import sandbox
 from edge_runtime.functions import Functions, Installed
 from edge_runtime.instance import Instance
 from edge_runtime.warm import ForkServer
-from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.errors import Code, LocalError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Unpacked
@@ -49,8 +49,9 @@ class Starts:
     def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
         """An instance for this version: the early one if it sees exactly what it may see, else a new one.
 
-        `model` is the digest of the model that it works on. Raises `LocalError` NOT_INSTALLED if the owner demands a
-        whole sandbox and there is none, DATA_MISSING for a source that is not described.
+        `model` is the digest of the model that it works on. Raises `PeerError` BUNDLE_OLDER; `LocalError`
+        NOT_INSTALLED if the owner demands a whole sandbox and there is none, DATA_MISSING for a source that is not
+        described.
         """
         space = self.space(unpacked, config)
         self._remember(unpacked, space, model, now_ms)
@@ -135,6 +136,10 @@ class Starts:
 
     def _remember(self, unpacked: Unpacked, space: sandbox.Space | None, model: str, now_ms: int) -> None:
         manifest = unpacked.manifest
+        newest = self.functions.newest_seen(manifest.name)  # also those that were brought here by hand
+        if manifest.version < newest:
+            detail = f"{manifest.name} version {manifest.version}; version {newest} was already seen here."
+            raise PeerError(Code.BUNDLE_OLDER, detail)
         self.last = Installed(
             unpacked.digest, manifest.name, manifest.version, manifest.entry,
             proved=False, failures=0, given_up=False, space=space, model=model,

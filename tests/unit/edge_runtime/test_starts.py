@@ -18,7 +18,7 @@ from edge_runtime.data.source import DataSource
 from edge_runtime.functions import Functions
 from edge_runtime.instance import Instance
 from edge_runtime.starts import Starts, rss_mb
-from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest, parse_bytes
 
 MLP = Path("examples/mnist/function-mlp").resolve()
@@ -66,6 +66,19 @@ def test_an_early_instance_that_sees_other_data_is_thrown_away(starts: Starts, t
     begun = early(starts)
     with starts.take(unpacked(), MODEL, config(tmp_path / "b"), 2) as taken:
         assert taken is not begun
+
+
+def test_a_round_does_not_bring_back_a_version_that_is_older_than_one_seen(
+    starts: Starts, tmp_path: Path
+) -> None:
+    with starts.take(unpacked(), MODEL, config(tmp_path), 1):
+        pass
+    known = starts.last
+    assert known is not None
+    starts.functions.install(replace(known, digest="cd" * 32, version=known.version + 1), 2)
+    with pytest.raises(PeerError) as caught:
+        starts.take(unpacked(), MODEL, config(tmp_path), 3)
+    assert caught.value.code is Code.BUNDLE_OLDER
 
 
 def test_the_sandbox_that_is_demanded_is_there_or_nothing_runs(
