@@ -76,6 +76,7 @@ class Driver:
         mode_of(self._task.mode, self._means.masked)  # its helper may have left the settings
         for unended in await self._store(lambda c: rounds.unended(c, self._run.run_id)):
             await self._complete(unended)
+        await self._settle()
         await self._judge_last()
         while not await self._ended():
             round_id = await self._open_training()
@@ -187,6 +188,12 @@ class Driver:
         """Waits until a round is closed, and commits what it gave."""
         await self._completion.complete(await self._means.coordinator.closed(round_id))
 
+    async def _settle(self) -> None:
+        """Ends what a crash, or the run's end, left open of masked rounds."""
+        last = await self._store(lambda c: rounds.newest(c, self._run.run_id))
+        if self._masked is not None and last is not None:
+            await self._masked.settle(last)
+
     # -- judging
 
     async def _judge_last(self) -> None:
@@ -258,6 +265,7 @@ class Driver:
             history.note(connection, run_id, f"run_{state.value}", now, reason=why)
 
         await self._store(work)
+        await self._settle()
         log.info("run_ended", run=run_id, state=state.value, reason=why)
         self._means.on_step(run_id)
 

@@ -8,77 +8,31 @@ something to say, for at most 25 s. After a restart a set-up goes on where it wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import structlog
 from sqlalchemy import Connection
 
-from aggregator.interfaces import Clock, Random, Sleep
+from aggregator.epoch_records import EpochRecords, LiveEpoch, Signing
 from aggregator.members import Terms
-from aggregator.store import history, masks, rounds
-from aggregator.store.engine import Database
+from aggregator.store import masks, rounds
 from aggregator.store.masks import KeyEpoch
-from aggregator.tickets import Tickets
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import LONG_POLL_MS, CheckIn, Encoding, Kind, Mode, NotNow, Offer
 from fedless.protocol.secagg import assembly, codec, epochs
 from fedless.protocol.secagg.assembly import ServerEpoch
-from fedless.protocol.secagg.messages import EpochKeys, EpochShares, Sign, VerifyMember
+from fedless.protocol.secagg.messages import EpochKeys, EpochShares
 
+__all__ = ["KeyEpochs", "LiveEpoch", "Signing"]
 DAY_MS = 86_400_000
 VALID_DAYS = 7
 """Certificates of members must be valid for as long as a key epoch may last."""
 TIMER_SLICE_MS = 500
-log = structlog.get_logger()
 
 
-@dataclass
-class LiveEpoch:
-    """A key epoch in memory; `changed` is set, and replaced, when there may be something new to say."""
-
-    value: KeyEpoch
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def tell(self) -> None:
-        """Wakes everybody who waits for news."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-@dataclass(frozen=True)
-class Signing:
-    """The aggregator's signature (Ed25519, ticket key), and whom it accepts as a member."""
-
-    sign: Sign
-    verify_member: VerifyMember
-
-
-class KeyEpochs:
+class KeyEpochs(EpochRecords):
     """Sets up key epochs and keeps those in use."""
-
-    def __init__(
-        self,
-        database: Database,
-        tickets: Tickets,
-        signing: Signing,
-        *,
-        clock: Clock,
-        sleep: Sleep,
-        random: Random,
-        on_step: Callable[[str], None] = lambda _run_id: None,
-    ) -> None:
-        self._database = database
-        self._tickets = tickets
-        self._signing = signing
-        self._clock = clock
-        self._sleep = sleep
-        self._random = random
-        self._on_step = on_step
-        self._live: dict[int, LiveEpoch] = {}
 
     # -- called by the run's driver
 
@@ -130,36 +84,6 @@ class KeyEpochs:
         self._on_step(run_id)
         live = self._live[value.epoch] = LiveEpoch(value)
         return await self._set_up(live)
-
-    async def find(self, epoch: int) -> LiveEpoch:
-        """A key epoch by its number; raises `PeerError` UNKNOWN_ROUND."""
-        live = self._live.get(epoch)
-        if live is None:
-            value = await self._database.run(lambda c: masks.load_epoch(c, epoch))
-            live = self._live.setdefault(epoch, LiveEpoch(value))
-        return live
-
-    async def end(self, live: LiveEpoch, reason: str) -> None:
-        """Ends a key epoch: its sealed shares are erased, and nobody opens a slot of it any more."""
-        now = self._clock()
-
-        def work(connection: Connection) -> KeyEpoch:
-            ended = masks.end_epoch(connection, live.value, reason, now)
-            self._note(connection, ended, "key_epoch_ended", reason=reason)
-            return ended
-
-        live.value = await self._database.run(work)
-        self._stop_tasks(live)
-        live.tell()
-        self._on_step(live.value.run_id)
-        log.info("key_epoch_ended", epoch=live.value.epoch, reason=reason)
-
-    async def close(self) -> None:
-        """Ends wake-ups; set-ups go on after the next start."""
-        tasks = [task for live in self._live.values() for task in live.tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- the set-up
 
@@ -223,8 +147,7 @@ class KeyEpochs:
                 verify_member=self._signing.verify_member,
                 sign=self._signing.sign,
             )
-            window_ms = value.shares_until_ms - value.keys_until_ms
-            changed = replace(value, state=state, shares_until_ms=now + window_ms)
+            changed = replace(value, state=state, shares_until_ms=now + value.window_ms)
             await self._save(live, changed, "roster_made", members=len(state.sealed_roster.entries))
 
     async def _activate(self, live: LiveEpoch) -> None:
@@ -267,7 +190,7 @@ class KeyEpochs:
             raise PeerError(Code.NOT_IN_COHORT, "The keys name another client than the caller.")
         async with live.lock:
             value = live.value
-            if value.state.roster is not None and keys in value.state.roster.entries:
+            if _is_in_roster(value.state, keys):
                 return
             state = await asyncio.to_thread(
                 assembly.accept_keys,
@@ -313,62 +236,6 @@ class KeyEpochs:
         rows = await self._database.run(lambda c: masks.load_shares(c, epoch))
         return codec.dumps(assembly.inbox_for(state, index, rows))
 
-    # -- small things
-
-    async def _open(self, client_id: str, epoch: int) -> LiveEpoch:
-        live = await self.find(epoch)
-        if client_id not in live.value.cohort:
-            raise PeerError(Code.NOT_IN_COHORT, "This client was not asked to join the key epoch.")
-        if live.value.ended_at_ms:
-            raise PeerError(Code.ROUND_CLOSED, f"Key epoch {epoch} has ended: {live.value.reason}.")
-        return live
-
-    async def _save(
-        self,
-        live: LiveEpoch,
-        value: KeyEpoch,
-        event: str,
-        client_id: str = "",
-        *,
-        members: int = 0,
-        shares: EpochShares | None = None,
-    ) -> None:
-        def work(connection: Connection) -> None:
-            if shares is not None:
-                masks.insert_shares(connection, shares)
-            masks.save_epoch(connection, value)
-            fields = {"members": members} if members else {}
-            self._note(connection, value, event, client_id, **fields)
-
-        await self._database.run(work)
-        live.value = value
-        live.tell()
-        self._on_step(value.run_id)
-        log.info(event, epoch=value.epoch, **({"client": client_id} if client_id else {}))
-
-    def _note(
-        self, connection: Connection, value: KeyEpoch, event: str, client_id: str = "", **fields: object
-    ) -> None:
-        history.note(
-            connection,
-            value.run_id,
-            event,
-            self._clock(),
-            round_id=value.epoch,
-            client_id=client_id,
-            **fields,
-        )
-
-    def spawn(self, live: LiveEpoch, work: Coroutine[None, None, None]) -> None:
-        """Runs a wake-up beside; it ends with the key epoch."""
-        task = asyncio.create_task(work)
-        live.tasks.add(task)
-        task.add_done_callback(live.tasks.discard)
-
-    def _stop_tasks(self, live: LiveEpoch) -> None:
-        for task in live.tasks:
-            task.cancel()
-
 
 async def _news(live: LiveEpoch, there: Callable[[KeyEpoch], bool]) -> None:
     """Until there is something to say, for at most 25 s."""
@@ -378,9 +245,17 @@ async def _news(live: LiveEpoch, there: Callable[[KeyEpoch], bool]) -> None:
                 await live.changed.wait()
 
 
+def _is_in_roster(state: ServerEpoch, keys: EpochKeys) -> bool:
+    """Whether these keys are in the roster; raises `PeerError` CONFLICTING_REPEAT if others of this client are."""
+    entries = state.roster.entries if state.roster is not None else ()
+    for entry in entries:
+        if entry.client_id == keys.client_id and entry != keys:
+            raise PeerError(Code.CONFLICTING_REPEAT, f"Other keys for key epoch {state.epoch} are here.")
+    return keys in entries
+
+
 def _terms(value: KeyEpoch) -> Terms:
     """A key epoch as tickets and offers know it: its number stands for the round's."""
-    window_ms = value.shares_until_ms - value.keys_until_ms
     return Terms(
         round_id=value.epoch,
         run_id=value.run_id,
@@ -390,7 +265,7 @@ def _terms(value: KeyEpoch) -> Terms:
         goal=len(value.cohort),
         minimum=value.minimum,
         opened_at_ms=value.opened_at_ms,
-        deadline_at_ms=value.shares_until_ms + window_ms,
+        deadline_at_ms=max(value.opened_at_ms + 2 * value.window_ms, value.shares_until_ms) + value.window_ms,
         parameters=0,
         max_examples=1,
         mode=Mode.PAIRWISE,

@@ -68,7 +68,10 @@ class MaskedMode(MaskedRounds, Protocol):
         ...
 
     async def settle(self, round_: Round) -> None:
-        """Ends, without a sum, what the automaton has abandoned by itself."""
+        """Ends, without a sum, what of the round's run was abandoned by the automaton or with the run.
+
+        Called again after a crash, with the run's newest round.
+        """
         ...
 
 
@@ -103,7 +106,7 @@ class Pairwise:
         members = [client_id for client_id in epoch.value.members if client_id in present]
         threshold = epoch.value.state.sealed_roster.threshold
         size = len(epoch.value.members)
-        minimum = min(size, max(threshold, plan.settings.cohort.minimum(size)))
+        minimum = min(size, max(threshold, plan.settings.cohort.minimum_reports))
         encoding = encoding_of(plan, size)
         terms = replace(
             plan.terms,
@@ -138,7 +141,7 @@ class Pairwise:
         return await self._epochs.open(
             plan.terms,
             chosen,
-            minimum=secagg.minimum,
+            minimum=max(secagg.minimum, cohort.minimum_reports),
             trust=secagg.trust,
             window_ms=1000 * secagg.setup_s,
         )

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from sqlalchemy import Connection
@@ -19,7 +20,7 @@ from aggregator.epochs import KeyEpochs, LiveEpoch, Signing
 from aggregator.interfaces import Clock, Sleep
 from aggregator.members import Stage, Terms
 from aggregator.round import Round
-from aggregator.store import history, masks
+from aggregator.store import history, masks, rounds
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
 from fedless.protocol.errors import Code, PeerError
@@ -138,9 +139,8 @@ class PairwiseRounds:
             raise PeerError(Code.NOT_IN_COHORT, "The report names another member than the caller.")
         if head.sha256 != header.sha256 or head.length_bytes != header.length_bytes:
             raise PeerError(Code.WRONG_DIGEST, "The signed head is not that of the announced bytes.")
-        known = any(reported.index == head.index for reported in live.value.reports)
-        if live.value.request is not None and known:
-            return
+        if Reported(head.index, head.sha256) in live.value.reports:
+            return  # closed, with this report in it
         server.check_report(
             live.epoch.value.state,
             live.value,
@@ -170,16 +170,18 @@ class PairwiseRounds:
     async def give_up(self, round_: Round, code: Code) -> Change:
         """Ends a round without a sum; what is returned is to be recorded with the round's abandonment."""
         live = await self._find(round_.terms.round_id)
-        state, ended = server.abandon(live.epoch.value.state, live.value, code, sign=self._signing.sign)
+        value = live.value if live.value.request is not None else _with_reports(live.value, round_)
+        state, ended = server.abandon(live.epoch.value.state, value, code, sign=self._signing.sign)
         return self._ending(live, state, ended)
 
     async def settle(self, round_: Round) -> None:
-        """Ends, without a sum, what the automaton has abandoned by itself; again after a crash."""
-        live = await self._find(round_.terms.round_id)
-        if live.value.result is None:
-            change = await self.give_up(round_, Code.of(round_.state.reason.partition(":")[0]))
-            await self._database.run(lambda c: change.record(c, round_.terms))
+        """Ends, without a sum, what of this run was abandoned by others, and lets go of what ended with the run."""
+        run_id = round_.terms.run_id
+        for abandoned in await self._database.run(lambda c: _unsettled(c, run_id)):
+            change = await self.give_up(abandoned, _code_of(abandoned))
+            await self._database.run(partial(_record, change, abandoned.terms))
             change.then()
+        await self._epochs.let_go(run_id)
 
     # -- unmasking, called by the service
 
@@ -207,15 +209,17 @@ class PairwiseRounds:
                 return
             run_id, now = live.epoch.value.run_id, self._clock()
 
-            def work(connection: Connection) -> None:
-                masks.save_masked(connection, answered)
+            def work(connection: Connection) -> bool:
+                if not masks.save_masked(connection, answered):
+                    return False
                 history.note(
                     connection, run_id, "unmask_answered", now, round_id=round_id, client_id=client_id
                 )
+                return True
 
-            await self._database.run(work)
-            live.value = answered
-            live.tell()
+            if await self._database.run(work) and live.value.result is None:
+                live.value = replace(live.value, responses=answered.responses)
+                live.tell()
         self._on_step(run_id)
 
     async def result(self, client_id: str, round_id: int) -> bytes:
@@ -231,10 +235,8 @@ class PairwiseRounds:
         async with live.lock:
             if live.value.request is not None:
                 return live
-            members = [m for m in round_.state.members.values() if m.stage is Stage.REPORTED]
-            heads = [codec.loads(MaskedReport, m.header.masked) for m in members if m.header is not None]
-            reports = tuple(Reported(head.index, head.sha256) for head in heads)
-            closed = replace(live.value, reports=reports)
+            closed = _with_reports(live.value, round_)
+            reports = closed.reports
             _, closed = server.close_reports(live.epoch.value.state, closed, sign=self._signing.sign)
             if closed.request is None:
                 needed = live.value.open.min_alive
@@ -301,13 +303,22 @@ class PairwiseRounds:
             slept.cancel()
 
     def _ending(self, live: LiveMasks, state: ServerEpoch, ended: ServerRound) -> Change:
-        def record(connection: Connection, _terms: Terms) -> None:
+        now = self._clock()
+
+        def record(connection: Connection, terms: Terms) -> None:
             masks.save_epoch(connection, replace(live.epoch.value, state=state))
             masks.save_masked(connection, ended)
+            for index in ended.suspects:
+                liar = live.epoch.value.client_of(index)
+                history.count(connection, liar, Code.BAD_SHARE.value, now)
+                history.note(
+                    connection, terms.run_id, "wrong_share", now, round_id=terms.round_id, client_id=liar
+                )
 
         def then() -> None:
             live.epoch.value = replace(live.epoch.value, state=state)
             live.value = ended
+            self._live.pop(ended.open.round_id, None)
             live.tell()
 
         return Change(record, then)
@@ -318,9 +329,34 @@ class PairwiseRounds:
         return live
 
     async def _find(self, round_id: int) -> LiveMasks:
+        """The round, from the database after a restart; one that has ended is not kept in memory."""
         live = self._live.get(round_id)
-        if live is None:
-            value = await self._database.run(lambda c: masks.load_masked(c, round_id))
-            epoch = await self._epochs.find(value.open.epoch)
-            live = self._live.setdefault(round_id, LiveMasks(value, epoch))
-        return live
+        if live is not None:
+            return live
+        value, epoch = await self._database.run(lambda c: masks.load_with_epoch(c, round_id))
+        live = LiveMasks(value, self._epochs.adopt(epoch))
+        return live if value.result is not None else self._live.setdefault(round_id, live)
+
+
+def _with_reports(value: ServerRound, round_: Round) -> ServerRound:
+    """The masked round with the reports that the round counts."""
+    members = [member for member in round_.state.members.values() if member.stage is Stage.REPORTED]
+    heads = [
+        codec.loads(MaskedReport, member.header.masked) for member in members if member.header is not None
+    ]
+    return replace(value, reports=tuple(Reported(head.index, head.sha256) for head in heads))
+
+
+def _record(change: Change, terms: Terms, connection: Connection) -> None:
+    change.record(connection, terms)
+
+
+def _unsettled(connection: Connection, run_id: str) -> list[Round]:
+    """The run's rounds that were abandoned, and of which nobody has signed the end yet."""
+    return [rounds.load(connection, round_id) for round_id in masks.unsettled(connection, run_id)]
+
+
+def _code_of(round_: Round) -> Code:
+    """Why a round was abandoned, as a code."""
+    known = Code.of(round_.state.reason.partition(":")[0])
+    return Code.ROUND_CLOSED if known is Code.INTERNAL else known

@@ -99,6 +99,10 @@ class Runs:
         if await means.database.run(work):
             await self.pause(run_id)
             await self._stop_rounds(await means.database.run(lambda c: rounds.unended(c, run_id)))
+            last = await means.database.run(lambda c: rounds.newest(c, run_id))
+            masked = None if last is None else means.masked.get(last.terms.mode)
+            if masked is not None and last is not None:
+                await masked.settle(last)
             await means.database.run(lambda c: history.note(c, run_id, "run_stopped", means.clock()))
             self._news.tell(run_id)
         return await self.show(run_id)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from aggregator.authority import Caller, Callers
 from aggregator.epochs import KeyEpochs
 from aggregator.interfaces import Clock
+from aggregator.live import own_faults_as_refusals
 from aggregator.pairwise import PairwiseRounds
 from aggregator.service_guard import CLIENTS, Guarded, guarded
 from aggregator.store import history
@@ -90,7 +91,8 @@ class MaskedMethods(Guarded):
 
     async def _counted(self, caller: Caller, work: Awaitable[T]) -> T:
         try:
-            return await work
+            with own_faults_as_refusals():
+                return await work
         except PeerError as error:
             code, now = error.code.value, self.clock()
             await self._masks.database.run(lambda c: history.count(c, caller.name.id, code, now))

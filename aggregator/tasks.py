@@ -53,8 +53,8 @@ class CohortSettings(_Section):
     """Who takes part in a round. `size` reports are wanted; `size` or `fraction` of the eligible clients.
 
     With `over_selection` 1.3, 30 % more clients than wanted are woken, and the slowest are not waited for.
-    Fewer than `minimum_reports` (0: four fifths of the wanted ones) abandon the round. A run waits at most
-    `wait_s` seconds for enough eligible clients.
+    Fewer than `minimum_reports` abandon the round (0: four fifths of the wanted ones; in pairwise mode as many as
+    must agree to open a sum). A run waits at most `wait_s` seconds for enough eligible clients.
     """
 
     size: int = Field(0, ge=0, le=100_000)

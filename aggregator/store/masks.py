@@ -27,7 +27,8 @@ from sqlalchemy import (
     update,
 )
 
-from aggregator.store.schema import metadata
+from aggregator.members import Phase
+from aggregator.store.schema import metadata, rounds
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg import codec
 from fedless.protocol.secagg.assembly import ServerEpoch
@@ -84,6 +85,11 @@ class KeyEpoch:
     reason: str = ""
     ended_at_ms: int = 0
 
+    @property
+    def window_ms(self) -> int:
+        """How long each of its two steps may take."""
+        return self.keys_until_ms - self.opened_at_ms
+
     def client_of(self, index: int) -> str:
         """The id of member `index` (from 1) of the roster."""
         return self.state.sealed_roster.entries[index - 1].client_id
@@ -110,24 +116,23 @@ def insert_epoch(connection: Connection, value: KeyEpoch) -> None:
     )
 
 
-def save_epoch(connection: Connection, value: KeyEpoch) -> None:
-    """Writes down how far a key epoch is."""
+def save_epoch(connection: Connection, value: KeyEpoch) -> bool:
+    """Writes down how far a key epoch is; False, and nothing, if it has ended."""
     values = {
         "state": codec.dumps(value.state),
         "keys_until_ms": value.keys_until_ms,
         "shares_until_ms": value.shares_until_ms,
-        "reason": value.reason,
-        "ended_at_ms": value.ended_at_ms,
     }
-    connection.execute(update(key_epochs).where(key_epochs.c.epoch == value.epoch).values(values))
+    mine = (key_epochs.c.epoch == value.epoch) & (key_epochs.c.ended_at_ms == 0)
+    return connection.execute(update(key_epochs).where(mine).values(values)).rowcount == 1
 
 
 def end_epoch(connection: Connection, value: KeyEpoch, reason: str, now_ms: int) -> KeyEpoch:
     """Ends a key epoch, and erases the sealed shares; the record of who was in it stays."""
-    ended = replace(value, reason=reason, ended_at_ms=now_ms)
-    save_epoch(connection, ended)
+    mine = (key_epochs.c.epoch == value.epoch) & (key_epochs.c.ended_at_ms == 0)
+    connection.execute(update(key_epochs).where(mine).values(reason=reason, ended_at_ms=now_ms))
     connection.execute(delete(epoch_shares).where(epoch_shares.c.epoch == value.epoch))
-    return ended
+    return replace(value, reason=reason, ended_at_ms=now_ms)
 
 
 def load_epoch(connection: Connection, epoch: int) -> KeyEpoch:
@@ -185,12 +190,18 @@ def insert_masked(connection: Connection, value: ServerRound) -> None:
     )
 
 
-def save_masked(connection: Connection, value: ServerRound) -> None:
-    """Writes down how far a masked round is. Of a round that ended the shares are erased; who answered stays."""
+def save_masked(connection: Connection, value: ServerRound) -> bool:
+    """Writes down how far a masked round is; False, and nothing, if it has ended.
+
+    Of a round that ends the shares are erased; who answered stays.
+    """
+    if load_masked(connection, value.open.round_id).result is not None:
+        return False
     if value.result is not None:
         value = replace(value, responses=tuple(replace(answer, shares=b"") for answer in value.responses))
     mine = masked_rounds.c.round_id == value.open.round_id
     connection.execute(update(masked_rounds).where(mine).values(state=codec.dumps(value)))
+    return True
 
 
 def load_masked(connection: Connection, round_id: int) -> ServerRound:
@@ -200,6 +211,23 @@ def load_masked(connection: Connection, round_id: int) -> ServerRound:
     if state is None:
         raise PeerError(Code.UNKNOWN_ROUND, f"Round {round_id} is not in pairwise mode.")
     return codec.loads(ServerRound, state)
+
+
+def load_with_epoch(connection: Connection, round_id: int) -> tuple[ServerRound, KeyEpoch]:
+    """A masked round and its key epoch; raises `PeerError` UNKNOWN_ROUND."""
+    value = load_masked(connection, round_id)
+    return value, load_epoch(connection, value.open.epoch)
+
+
+def unsettled(connection: Connection, run_id: str) -> list[int]:
+    """Ids of the run's rounds that were abandoned, and of which nobody has signed the end yet."""
+    query = (
+        select(masked_rounds.c.round_id, masked_rounds.c.state)
+        .join(rounds)
+        .where(rounds.c.run_id == run_id, rounds.c.phase == Phase.ABANDONED.value)
+    )
+    found = [row for row in connection.execute(query) if codec.loads(ServerRound, row.state).result is None]
+    return [row.round_id for row in found]
 
 
 def masked_of_epoch(connection: Connection, epoch: int) -> list[ServerRound]:

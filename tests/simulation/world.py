@@ -10,16 +10,17 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from aggregator.blobs import Blobs
 from aggregator.coordinator import Coordinator
-from aggregator.driver import Means
 from aggregator.evaluation import Evaluation
 from aggregator.interfaces import ClientRecord, Receipt
+from aggregator.masked import MaskedMode
+from aggregator.means import Means
 from aggregator.runs import News, Runs
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
@@ -30,6 +31,7 @@ from fedless.protocol.messages import (
     CheckIn,
     Encoding,
     InvocationMetrics,
+    Mode,
     NotNow,
     Offer,
     ReportHeader,
@@ -185,6 +187,7 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     waker: FakeWaker = field(default_factory=FakeWaker)
     parameters: int = PARAMETERS
+    DATABASE: ClassVar[type[Database]] = Database
 
     def __post_init__(self) -> None:
         self.fleet = FakeFleet(self.count)
@@ -192,7 +195,7 @@ class World:
         self._open()
 
     def _open(self) -> None:
-        self.database = Database.open(f"sqlite:///{self.folder / 'fedless.db'}")
+        self.database = self.DATABASE.open(f"sqlite:///{self.folder / 'fedless.db'}")
         self.blobs = Blobs(self.folder / "blobs")
         self.spool = Spool(self.folder / "spool")
         self.evaluator = FakeEvaluator(self.blobs)
@@ -200,7 +203,10 @@ class World:
         news = News()
         outside: dict[str, Any] = {"clock": self.clock, "sleep": self.clock.sleep}
         tickets = Tickets(self.database, self.waker, sign, fleet=FLEET, random=self._random.bytes, **outside)
-        self.coordinator = Coordinator(self.database, self.spool, tickets, on_step=news.tell, **outside)
+        modes = self.modes(tickets, {**outside, "on_step": news.tell})
+        self.coordinator = Coordinator(
+            self.database, self.spool, tickets, on_step=news.tell, masked=modes, **outside
+        )
         means = Means(
             database=self.database,
             blobs=self.blobs,
@@ -210,9 +216,14 @@ class World:
             evaluator=self.evaluator,
             random=self._random.bytes,
             on_step=news.tell,
+            masked=modes,
             **outside,
         )
         self.runs = Runs(means, self.spool, news)
+
+    def modes(self, _tickets: Tickets, _outside: dict[str, Any]) -> dict[Mode, MaskedMode]:
+        """Masked modes; see `masked_world.py`."""
+        return {}
 
     async def start(self, toml: str | None = None, test_set: bytes | None = b"a test set") -> str:
         bundle, _ = await self.blobs.put_bytes(BUNDLE)
