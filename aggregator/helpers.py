@@ -189,8 +189,9 @@ class HelperRounds:
         refused = await self._database.run(lambda c: store.load_refused(c, round_id))
         return self._ending(round_.terms, refused)
 
-    async def settle(self, run_id: str) -> None:
-        """Nothing: clients hold no state of a round that must be ended, and the helper was not asked."""
+    async def settle(self, round_: Round) -> None:
+        """Forgets a round that was abandoned: clients hold no state of it, and nothing must be taken back."""
+        self._opened.pop(round_.terms.run_id, None)
 
     # -- inside
 
