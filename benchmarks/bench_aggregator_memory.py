@@ -151,6 +151,7 @@ class Crowd(threading.Thread):
         with ThreadPoolExecutor(AT_ONCE) as pool, selectors.DefaultSelector() as selector:
             for state in self._states:
                 line = self._connect(state, pool)
+                assert line.socket is not None
                 selector.register(line.socket, selectors.EVENT_READ, line)
             while not self.stopped.is_set():
                 for key, _ in selector.select(timeout=0.2):
