@@ -40,6 +40,8 @@ from fedless.v1 import helper_pb2, helper_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 PROGRESS_TIMEOUT_S = 30.0
+LATE_MS = 3_600_000
+"""A function's certificate ends with its round; the aggregator may ask about that round for so much longer."""
 OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -106,7 +108,10 @@ class Helper:
         check_request(request, self.settings.rules, own_key=x25519_public(self.hpke_private))
         known = self.memory.remembered(request.open.context)
         # A repeat is judged as of the first time: the answer was given, and must not change with the clock.
-        at_ms = self.clock() if known is None else known.at_ms
+        now_ms = self.clock()
+        at_ms = (
+            max(min(now_ms, request.open.deadline_at_ms), now_ms - LATE_MS) if known is None else known.at_ms
+        )
         denied = self.trust.denied_ids() if known is None else frozenset()
         decided = close_set(
             request,

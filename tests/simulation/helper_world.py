@@ -62,6 +62,13 @@ class Certified:
         issued = authority.issue(Name(FLEET, role, name), identity.make_csr(key), now_ms, 30)
         return cls(key, issued.chain_der[0])
 
+    @classmethod
+    def function(cls, authority: Authority, name: str, until_ms: int) -> Certified:
+        """Of one invocation: it ends with the round."""
+        key = identity.new_key()
+        named = Name(FLEET, Role.FUNCTION, name)
+        return cls(key, authority.issue_until(named, identity.make_csr(key), until_ms).chain_der[0])
+
     def sign(self, message: bytes) -> bytes:
         return crypto.ecdsa_sign(self.key, message)
 

@@ -12,7 +12,9 @@ from aggregator.masked import MaskedMode
 from aggregator.tickets import Tickets
 from fedless.protocol.errors import Code
 from fedless.protocol.messages import CheckIn, Kind, Mode
-from tests.simulation.helper_world import CLIENTS, UNMASK_MS, HelperWorld, helper_task, mean_of
+from fedless.protocol.secagg.helper import RefusedReports
+from fedless.protocol.secagg.helper_messages import CloseRequest
+from tests.simulation.helper_world import CLIENTS, UNMASK_MS, Certified, HelperWorld, helper_task, mean_of
 from tests.simulation.world import World, refusal_of, task
 
 
@@ -162,6 +164,36 @@ async def test_reports_that_the_helper_refuses_are_left_out_by_name(world: Helpe
     assert info.rounds[0].losses == {Code.CERTIFICATE_REVOKED.value: 2}
     assert info.rounds[0].reported == 8
     assert (await world.log(run_id)).count("report_left_out") == 2
+
+
+async def test_functions_whose_certificates_ended_with_the_round_are_counted(world: HelperWorld) -> None:
+    run_id = await world.start(helper_task(size=10, minimum=10))
+    cohort = await world.cohort(CLIENTS)
+    deadline_ms = (await world.opened(cohort[0])).deadline_at_ms
+    for client_id in cohort[:2]:
+        world.certified[client_id] = Certified.function(world.authority, client_id, deadline_ms)
+    for client_id in cohort[:9]:
+        await world.take_part(client_id)
+    world.clock.advance(deadline_ms - world.clock.now_ms - 5_000)
+    world.calls.away = 6
+    await world.take_part(cohort[9])
+    await world.ended_in_time(run_id)
+    assert world.clock.now_ms > deadline_ms
+    assert world.calls.asked == [cohort]
+    assert await world.mean(run_id) == mean_of(cohort)
+
+
+async def test_certificates_that_ended_long_ago_do_not_count_whatever_deadline_is_named(
+    world: HelperWorld,
+) -> None:
+    await world.start(helper_task())
+    cohort = await world.cohort(CLIENTS)
+    opened = await world.opened(cohort[0])
+    heads = tuple(world.mask(client_id, opened)[0] for client_id in cohort)
+    world.clock.advance(31 * 86_400_000)
+    answer = await world.calls.close(CloseRequest(opened, heads), 1000)
+    assert isinstance(answer, RefusedReports)
+    assert answer.reasons == dict.fromkeys(cohort, Code.CERTIFICATE_EXPIRED)
 
 
 async def test_too_few_without_the_refused_ones_is_abandoned_by_name(world: HelperWorld) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregator.uploads import BLOCK, FloatSum, Spool, check_report, float_blocks
+from aggregator.uploads import BLOCK, FloatSum, RingSum, Spool, check_report, float_blocks, take_out
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Encoding
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -86,6 +87,20 @@ def test_blocks_cover_the_whole_file(tmp_path: Path, size: int) -> None:
     total.add(file, 2)
     assert np.array_equal(total.total, vector.astype(np.float64) * 5)
     assert total.weight == 5
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("size", [1, BLOCK, 2 * BLOCK + 5])
+def test_a_masked_report_that_is_taken_out_leaves_no_trace(tmp_path: Path, size: int, bits: int) -> None:
+    random = np.random.default_rng(size)
+    sum_ = RingSum(size, Encoding.RING16 if bits == 16 else Encoding.RING32)
+    words = [random.integers(0, 2**bits, size, dtype=sum_.total.dtype) for _ in range(3)]
+    files = [tmp_path / f"{number}.part" for number in range(3)]
+    for file, vector in zip(files, words, strict=True):
+        file.write_bytes(vector.tobytes())
+        sum_.add(file, 1)
+    take_out(sum_.total, files[1])
+    assert np.array_equal(sum_.total, words[0] + words[2])
 
 
 @pytest.mark.parametrize(
