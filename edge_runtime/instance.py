@@ -205,7 +205,10 @@ class Instance:
                     raise PeerError(Code.INSTANCE_TIMEOUT, f"It was stopped after {timeout_ms} ms.")
                 for key, _ in selector.select(left):
                     if key.fileobj is self._link:
-                        piece = self._link.recv(_CHUNK)
+                        try:
+                            piece = self._link.recv(_CHUNK)
+                        except ConnectionResetError:  # it died with our job unread
+                            return
                         if not piece:
                             return
                         yield piece

@@ -203,7 +203,18 @@ class Pool:
             served.fresh.discard(granted.digest)
         if server is None:
             raise PeerError(Code.INSTANCE_FAILED, f"The server of {name} was ended.")
-        with server.instance() as instance:
+        try:
+            instance = server.instance()
+        except (
+            LocalError
+        ):  # it was killed, for want of memory perhaps: nobody's fault, and the next call starts it
+            with self._changed:
+                self._served[name].servers.pop(granted.digest, server).close()
+                self._feed(name, lifecycle.Died(granted.digest))
+            raise PeerError(
+                Code.BUSY, f"The server of {name} was lost; try again.", retry_after_ms=100
+            ) from None
+        with instance:
             return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
 
     def _job(self, unpacked: bundle.Unpacked, event: object) -> Job:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 from types import TracebackType
@@ -65,7 +66,7 @@ class ForkServer:
             raise LocalError(Code.INSTANCE_FAILED, f"The fork server did not start. {said}".strip())
 
     def instance(self) -> Instance:
-        """A warm start. Raises `LocalError(INSTANCE_FAILED)` if the server is gone."""
+        """A warm start: returns when the instance has said its first word. Raises `LocalError(INSTANCE_FAILED)`."""
         link, their_link = socket.socketpair()
         lifeline, their_lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         output, their_output = os.pipe()
@@ -81,7 +82,11 @@ class ForkServer:
             their_link.close()
             their_lifeline.close()
             os.close(their_output)
-        return Instance(Forked(lifeline, output), link)
+        instance = Instance(Forked(lifeline, output), link)
+        if not _speaks(link):
+            instance.close()
+            raise LocalError(Code.INSTANCE_FAILED, "The fork server is gone.")
+        return instance
 
     def close(self) -> None:
         """End it with all its instances; again is fine."""
@@ -98,3 +103,12 @@ class ForkServer:
     ) -> None:
         """End it."""
         self.close()
+
+
+def _speaks(link: socket.socket) -> bool:
+    """Whether the instance is there: it says `ready` within a millisecond or two; a server that was killed never."""
+    readable, _, _ = select.select([link], [], [], _START_S)
+    try:
+        return bool(readable) and bool(link.recv(1, socket.MSG_PEEK))
+    except ConnectionResetError:
+        return False

@@ -77,6 +77,22 @@ def test_too_small_a_budget_ends_it_after_one_round(
     assert len(below()) == before
 
 
+def test_a_fork_server_that_was_killed_costs_a_cold_start_and_nothing_else(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    before = below()
+
+    def killing() -> Iterator[WakeUp]:
+        for wake in wakes(rounds(fleet, aggregator, 3)):
+            for process in below():
+                if process not in before:
+                    process.kill()
+            yield wake
+
+    assert linger(state, killing(), 1000, lambda _: None) == 0
+    assert [(m.start, m.outcome) for m in aggregator.metrics] == [("cold", "reported")] * 3
+
+
 def test_frames_are_read_whole_and_end_with_the_pipe() -> None:
     ours, theirs = os.pipe()
     first, second = b"wake\nup", b""

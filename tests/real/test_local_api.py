@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -204,6 +205,25 @@ def test_callers_without_the_right_are_refused() -> None:
     with pytest.raises(PeerError) as caught:
         callers.admit(4243, 0.0)
     assert caught.value.code is Code.CALLER_REFUSED
+
+
+def test_a_server_that_was_killed_is_started_again_and_the_function_not_blamed(
+    state: Path, call: Call
+) -> None:
+    install(state, bundle(1))
+    assert call("POST", "/functions/adder", [1])[0] == 200
+    for process in psutil.Process().children(
+        recursive=True
+    ):  # bubblewrap and what is in it: they end together
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(psutil.Process().children(recursive=True), 5)
+    status, refused = call("POST", "/functions/adder", [1])
+    assert (status, refused["code"]) == (429, "busy")
+    assert call("POST", "/functions/adder", [1]) == (200, {"sum": 1, "version": 1})
+    functions = Functions(state)
+    assert functions.versions("adder")[0].failures == 0
+    functions.close()
 
 
 def test_each_caller_has_its_own_limit() -> None:
