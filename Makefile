@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo test check fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo test test-runtimes check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
@@ -35,6 +35,10 @@ demo: .venv/.ready ## train the MNIST CNN on ten local devices over mTLS, MQTT a
 test: $(READY) ## run every test
 	@deploy/setup/apt.sh mosquitto bubblewrap
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
+
+test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtimes on tflite-runtime 2.14 as well
+	FEDLESS_TFLITE_RUNTIME_PYTHON=$(abspath .venv-runtimes/bin/python) $(PY) -m pytest $(PYTEST_ARGS) \
+	  tests/contract/test_tflite_runtimes.py
 
 check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs and vectors regenerate to the same bytes
 	$(TOOLS)/ruff check .
@@ -85,6 +89,8 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	$(LOCK) --extra aggregator --extra edge --output-file requirements/demo.txt
 	$(LOCK) --constraint requirements/demo.txt --extra aggregator --extra edge --extra authoring --extra parquet \
 	  --extra images --extra dev --output-file requirements/test.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
 bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmarks/out
 	@deploy/setup/apt.sh mosquitto
@@ -93,7 +99,7 @@ bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmar
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-test .venv-runtimes build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/.locked: requirements/demo.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
@@ -101,6 +107,10 @@ clean: ## remove the environments, caches and build products
 
 .venv-test/.locked: requirements/test.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-test $<
+	@touch $@
+
+.venv-runtimes/.locked: requirements/runtimes.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-runtimes $<
 	@touch $@
 
 %/.ready: %/.locked pyproject.toml
