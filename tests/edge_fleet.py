@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -167,6 +167,14 @@ class FakeAggregator(
     enrollment_pb2_grpc.EnrollmentServicer, fleet_pb2_grpc.FleetServicer, rounds_pb2_grpc.RoundsServicer
 ):
     """Fleet and Rounds for one device. `before(call)` may raise or wait at the start of each call."""
+
+    def _masked(self, request: Any, context: Any) -> NoReturn:
+        """This fake opens plain rounds only."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        raise AssertionError
+
+    Enroll = PostEpochKeys = GetRoster = PostEpochShares = _masked
+    GetInbox = GetUnmaskRequest = PostUnmaskResponse = GetRoundResult = _masked
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -86,12 +87,15 @@ class Caller:
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, "@aggregator", protocol=mqtt.MQTTv5)
         self.client.tls_set_context(context)
         self.client.on_message = lambda *a: self.presence.append(json.loads(a[2].payload)["online"])
-        self.client.on_connect = lambda *_: self.client.subscribe(STATUS, qos=1)
+        self.client.on_connect = self._connected
         self.client.connect_async("127.0.0.1", port)
         self.client.loop_start()
 
+    def _connected(self, *_: Any) -> None:
+        self.client.subscribe(STATUS, qos=1)
+
     def wake(self, data: bytes, expiry_s: int = 60) -> None:
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
         properties.MessageExpiryInterval = expiry_s
         self.client.publish(WAKE, data, qos=1, properties=properties).wait_for_publish(10)
 

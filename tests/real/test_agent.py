@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from edge_runtime.status import collect
-from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
+from tests.edge_fleet import FakeAggregator, Fleet, RoundHere, wake_bytes
 from tests.edge_processes import CLIENT, ROOT, Broker, Caller, Device, show, wait_until
 
 pytestmark = [
@@ -23,6 +25,17 @@ pytestmark = [
         shutil.which("mosquitto") is None, reason="needs mosquitto: apt-get install mosquitto"
     ),
 ]
+
+
+def done(aggregator: FakeAggregator, here: RoundHere, rounds: int) -> bool:
+    return here.accepted == 1 and len(aggregator.metrics) == rounds
+
+
+def about(state: Path, name: str) -> dict[str, Any]:
+    """One part of what `fedless-edge status` tells."""
+    found = collect(state)[name]
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +89,15 @@ def test_wake_up_to_report(
         ticket = fleet.ticket(CLIENT, round_id, task)
         here = aggregator.open(ticket, task)
         caller.wake(wake_bytes(ticket))
-        wait_until(lambda here=here, n=round_id: here.accepted == 1 and len(aggregator.metrics) == n)
+        wait_until(partial(done, aggregator, here, round_id))
         show({name: round(value) for name, value in aggregator.metrics[-1].timings_ms.items()})
     assert aggregator.metrics[0].agent_rss_mb > 5
     assert device.stop() == 0
     wait_until(lambda: caller.presence[-1] is False)
-    assert collect(state)["agent"] == {
+    assert about(state, "agent") == {
         "running": False,
         "state": "stopped",
-        "at_ms": collect(state)["agent"]["at_ms"],
+        "at_ms": about(state, "agent")["at_ms"],
     }
 
 
@@ -101,7 +114,7 @@ def test_a_participant_that_stays_is_warm_and_leaves_after_its_time(
             ticket = fleet.ticket(CLIENT, round_id, task)
             here = aggregator.open(ticket, task)
             caller.wake(wake_bytes(ticket))
-            wait_until(lambda here=here, n=round_id: here.accepted == 1 and len(aggregator.metrics) == n)
+            wait_until(partial(done, aggregator, here, round_id))
             show({name: round(value) for name, value in aggregator.metrics[-1].timings_ms.items()})
             time.sleep(
                 0.5
@@ -152,7 +165,7 @@ def test_killed_agent_gets_the_wake_up_again_and_one_report_is_made(
     device.process.wait()
     again = Device(state)
     try:
-        wait_until(lambda: here.accepted and collect(state)["counters"].get("reported") == 1, 40)
+        wait_until(lambda: here.accepted and about(state, "counters").get("reported") == 1, 40)
     finally:
         again.stop()
     assert here.accepted == 1
@@ -165,9 +178,9 @@ def test_broker_absent_at_start_and_lost_in_the_middle(
     device = Device(state)
     try:
         wait_until(lambda: "event=disconnected" in device.told)
-        wait_until(lambda: collect(state)["agent"].get("state") == "disconnected")
+        wait_until(lambda: about(state, "agent").get("state") == "disconnected")
         broker.start()
-        wait_until(lambda: collect(state)["agent"].get("state") == "connected")
+        wait_until(lambda: about(state, "agent").get("state") == "connected")
         broker.stop()
         wait_until(lambda: device.told.count("event=disconnected") >= 2)
         broker.start()
@@ -198,9 +211,9 @@ def test_flood_of_forged_wake_ups_is_bounded_and_counted(
         wait_until(lambda: caller.presence == [True])
         for number in range(12):
             caller.wake(b"\xff" * 20 + bytes([number]))
-        wait_until(lambda: collect(state)["counters"].get("ticket_malformed") == 5)
+        wait_until(lambda: about(state, "counters").get("ticket_malformed") == 5)
         time.sleep(2)
-        assert collect(state)["counters"] == {"ticket_malformed": 5}
+        assert about(state, "counters") == {"ticket_malformed": 5}
         assert len(list(Path(f"/proc/{device.process.pid}/task/{device.process.pid}").glob("children"))) <= 1
     finally:
         device.stop()
