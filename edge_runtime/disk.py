@@ -10,7 +10,11 @@ from collections.abc import Callable
 
 
 def write_whole(
-    path: str | os.PathLike[str], data: bytes | bytearray | memoryview, *, mode: int = 0o600, sync: bool = True
+    path: str | os.PathLike[str],
+    data: bytes | bytearray | memoryview,
+    *,
+    mode: int = 0o600,
+    sync: bool = True,
 ) -> None:
     """Replace the file by `data`. `sync` False: after a power cut the old content may be back.
 
