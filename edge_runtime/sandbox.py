@@ -23,6 +23,7 @@ PROGRAM = "bwrap"
 NAMESPACES, SECCOMP, LANDLOCK = "namespaces", "seccomp", "landlock"
 SCRATCH = "/tmp"  # noqa: S108 - the sandbox's own, an empty tmpfs
 PROBE_FILE = "sandbox.json"
+_PACKAGES = ("site-packages", "dist-packages")
 _NOBODY = "65534"
 _PROBE_S = 10.0
 
@@ -108,8 +109,11 @@ def runtime_paths() -> tuple[str, ...]:
     prefixes = {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.base_exec_prefix)}
     if (environment / "pyvenv.cfg").exists():  # without `site`, sys.prefix does not tell
         prefixes.add(environment)
-    extra = {Path(entry) for entry in sys.path if entry and os.path.exists(entry)}  # noqa: PTH110
-    wanted = [Path("/usr"), *prefixes, *own, *(extra - {package.parent, Path.cwd()})]
+    named = {Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    # Of sys.path only folders of packages: it may begin with whatever folder someone happened to start us in.
+    packages = {Path(entry) for entry in sys.path if os.path.basename(entry) in _PACKAGES}  # noqa: PTH119
+    extra = {path for path in named - {package.parent} | packages if path.exists()}
+    wanted = [Path("/usr"), *prefixes, *own, *extra]
     return tuple(
         _outermost([form for path in wanted for form in (str(path.absolute()), str(path.resolve()))])
     )

@@ -133,6 +133,13 @@ def test_the_interpreter_is_visible_in_the_sandbox() -> None:
     assert not any(Path.cwd() == path for path in visible), "the working directory may hold anything"
 
 
+def test_the_folder_that_python_was_started_in_is_not_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert str(tmp_path) not in sandbox.runtime_paths()
+
+
 def test_memory_of_a_process_is_seen() -> None:
     assert rss_mb(os.getpid()) > 5
     assert rss_mb(2**22 + 1) == 0.0
