@@ -44,7 +44,7 @@ class Runs:
         """Starts a run of a task file's text with blobs by digest, and answers at once.
 
         Raises `PeerError`: CONFIG_INVALID, UNKNOWN_BLOB, BUNDLE_*, MANIFEST_INVALID, WRONG_LENGTH or
-        NOT_FINITE (initial weights), TOO_FEW (the fleet is too small for masks).
+        NOT_FINITE (initial weights), TOO_FEW (the fleet is too small for masks), MODEL_REPEATED.
         """
         means, now = self._means, self._means.clock()
         try:
@@ -52,7 +52,7 @@ class Runs:
             mode_of(Mode(settings.mode), means.masked)
         except LocalError as error:  # the operator's mistake, not ours
             raise PeerError(error.code, error.detail, fix=error.fix) from error
-        await self._check_size(settings)
+        await self._check_masks(settings, initial)
         parameters = await asyncio.to_thread(means.evaluator.check, bundle)
         await asyncio.to_thread(commit.check_model, means.blobs, initial, parameters)
         if test_set:
@@ -75,10 +75,17 @@ class Runs:
         self._drive(record)
         return info
 
-    async def _check_size(self, settings: tasks.TaskSettings) -> None:
-        """A fleet that is too small for masked rounds is told so, instead of waiting for clients that do not exist."""
+    async def _check_masks(self, settings: tasks.TaskSettings, initial: bytes) -> None:
+        """What would make every masked round fail is said now: a fleet that is too small, weights that are spent."""
+        if settings.mode == Mode.PLAIN:
+            return
+        earlier = await self._means.database.run(lambda c: rounds.masked_on(c, initial))
+        if earlier:
+            detail = f"Run {earlier} opened a masked sum over these initial weights; devices report on a model once."
+            fix = f"Go on from its newest model (`fedless model export {earlier}`), or start from other weights."
+            raise PeerError(Code.MODEL_REPEATED, detail, fix=fix)
         enrolled, needed = len(await self._means.fleet.eligible()), settings.secagg.minimum
-        if settings.mode != Mode.PLAIN and enrolled < needed:
+        if enrolled < needed:
             detail = f"Masked rounds need {needed} enrolled clients at least; this fleet has {enrolled}."
             fix = "Enroll more; or start it with --plain: then the aggregator sees single updates, and each device must"
             raise PeerError(

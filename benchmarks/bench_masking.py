@@ -8,10 +8,14 @@ which precedes rounds, is in the CPU seconds and in `run_s`, not in a round's. G
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 
 from fedless.console.link import open_link
 from fedless.experiments.fleet import Device, LocalFleet
@@ -37,7 +41,11 @@ def main() -> None:
                 harness.say(f"turn {turn + 1} of {TURNS}: {mode}")
                 cpu, began = harness.family_cpu_s(pids), time.monotonic()
                 file = folder / f"{mode}-{turn}.jsonl"
-                _, rounds = train(fleet, fleet.operator(), FUNCTION, task(mode), b"", file, progress)
+                function = fresh(folder / f"function-{mode}-{turn}", len(results))
+                _, rounds = train(fleet, fleet.operator(), function, task(mode), b"", file, progress)
+                if any(entry["state"] != "committed" for entry in rounds):
+                    message = f"a round was not committed: {[entry['reason'] for entry in rounds]}"
+                    raise RuntimeError(message)
                 seconds = [entry["seconds"] for entry in rounds]
                 cpu = (harness.family_cpu_s(pids) - cpu) / ROUNDS
                 results.append({"round_s": seconds, "cpu_s": cpu, "run_s": time.monotonic() - began})
@@ -51,6 +59,18 @@ def main() -> None:
         devices=DEVICES,
         rounds_measured=ROUNDS * TURNS,
     )
+
+
+def fresh(folder: Path, turn: int) -> Path:
+    """The demo's function with initial weights of its own: a device reports on a model once."""
+    shutil.copytree(FUNCTION, folder)
+    weights = np.fromfile(FUNCTION / "initial.f32", "<f4")
+    weights[0] += np.float32(1e-4 * (turn + 1))
+    weights.tofile(folder / "initial.f32")
+    manifest = folder / "function.toml"
+    old, new = (hashlib.sha256((at / "initial.f32").read_bytes()).hexdigest() for at in (FUNCTION, folder))
+    manifest.write_text(manifest.read_text().replace(old, new))
+    return folder
 
 
 def task(mode: str) -> str:

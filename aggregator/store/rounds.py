@@ -12,7 +12,7 @@ from aggregator.members import ENDED, Member, Phase, Stage, Terms
 from aggregator.round import Round
 from aggregator.store.masks import key_epochs
 from aggregator.store.records import Ending, RunState
-from aggregator.store.schema import cohort, rounds, runs
+from aggregator.store.schema import cohort, models, rounds, runs
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
 
@@ -125,6 +125,18 @@ def training_round(connection: Connection, run_id: str, number: int) -> int | No
     mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value) & (rounds.c.number == number)
     found: int | None = connection.scalar(select(rounds.c.round_id).where(mine))
     return found
+
+
+def masked_on(connection: Connection, model_digest: bytes) -> str:
+    """The run in which a masked sum over this model was committed, or ""."""
+    query = (
+        select(rounds.c.run_id)
+        .join(models, (models.c.run_id == rounds.c.run_id) & (models.c.version == rounds.c.model_version))
+        .where(models.c.digest == model_digest, rounds.c.mode != Mode.PLAIN.value)
+        .where(rounds.c.kind == Kind.TRAIN.value, rounds.c.phase == Phase.COMMITTED.value)
+        .limit(1)
+    )
+    return str(connection.scalar(query) or "")
 
 
 def add_figures(

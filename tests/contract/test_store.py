@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from aggregator.store import history, rounds, runs, steps
 from aggregator.store.engine import Database
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, ReportHeader
+from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
 
 DATABASES: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: f"sqlite:///{folder / 'fedless.db'}",
@@ -70,6 +71,26 @@ def report(connection: Connection, round_: Round, client_id: str) -> None:
 
 
 # -- rounds
+
+
+def test_same_model_summed_twice_is_noticed_before_a_run_starts(database: Database) -> None:
+    """Devices report on a model once: a second masked run from the same weights would only abandon its rounds."""
+
+    def commit(mode: Mode) -> str:
+        def work(connection: Connection) -> str:
+            round_ = Round(replace(terms(rounds.next_id(connection, NOW)), mode=mode))
+            opened = e.CohortSelected({"a": b"a" * 16, "b": b"b" * 16})
+            round_.handle(opened, NOW)
+            steps.open_round(connection, round_, opened, NOW)
+            round_.state.phase = Phase.COMMITTED
+            rounds.save_state(connection, round_, NOW)
+            return rounds.masked_on(connection, b"m" * 32)
+
+        return database.run_now(work)
+
+    assert commit(Mode.PLAIN) == ""
+    assert commit(Mode.PAIRWISE) == "run-1"
+    assert database.run_now(lambda c: rounds.masked_on(c, b"n" * 32)) == ""
 
 
 def test_a_round_comes_back_as_it_was_saved(database: Database) -> None:
