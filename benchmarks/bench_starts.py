@@ -32,7 +32,7 @@ ROUNDS = 25
 INSTANCES = 15
 KEEP = {"warm": {"memory_mb": 1000, "keep_s": 60}}
 FUNCTIONS = {"mlp_101770": "function-mlp", "cnn_582026": "function"}
-ANCHORS = {
+ANCHORS = {  # published by others for other machines; no ratio is made with them
     "OpenFaaS on armhf, cold / warm ms": "2600 / 290",
     "tinyFaaS Python handler, warm ms": "1.0 (no training runtime, no sandbox of its own)",
     "TensorFlow in a fresh process, to first step, ms": "2300-3300",
