@@ -177,6 +177,11 @@ def revoke(connection: Connection, client_id: str, reason: str, now_ms: int) -> 
     return True
 
 
+def void_claims(connection: Connection) -> None:
+    """Ends every claim that was not used: after a restored back-up it may have been, without our knowing."""
+    connection.execute(update(claims).where(claims.c.used_at_ms == 0).values(expires_at_ms=0))
+
+
 def deny_list(connection: Connection, now_ms: int) -> frozenset[str]:
     """Serials (hex) of revoked certificates that would still be valid."""
     revoked = (certificates.c.revoked_at_ms > 0) & (certificates.c.not_after_ms > now_ms)

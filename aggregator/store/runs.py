@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from aggregator.members import Stage
 from aggregator.store.records import Invocation, ModelRecord, RoundInfo, RunInfo, RunRecord, RunState
-from aggregator.store.schema import cohort, models, rounds, runs
+from aggregator.store.schema import cohort, model_state, models, rounds, runs
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Kind
 
@@ -35,7 +35,7 @@ def insert_run(
 
 
 def insert_model(connection: Connection, run_id: str, model: ModelRecord, now_ms: int) -> None:
-    """Writes down a version; the primary key refuses one that exists."""
+    """Writes down a version with its strategy's state; the primary key refuses one that exists."""
     connection.execute(
         insert(models).values(
             run_id=run_id,
@@ -45,20 +45,37 @@ def insert_model(connection: Connection, run_id: str, model: ModelRecord, now_ms
             created_at_ms=now_ms,
         )
     )
+    for name, digest in model.state.items():
+        values = {"run_id": run_id, "version": model.version, "name": name, "digest": digest}
+        connection.execute(insert(model_state).values(values))
 
 
 def newest_model(connection: Connection, run_id: str) -> ModelRecord:
     """The run's newest version."""
     query = select(models).where(models.c.run_id == run_id).order_by(models.c.version.desc()).limit(1)
-    row = connection.execute(query).one()
-    return ModelRecord(row.version, row.digest, row.round_id)
+    return _model(connection, connection.execute(query).one())
 
 
 def model(connection: Connection, run_id: str, version: int) -> ModelRecord:
     """One version of the run's model."""
     query = select(models).where(models.c.run_id == run_id, models.c.version == version)
-    row = connection.execute(query).one()
-    return ModelRecord(row.version, row.digest, row.round_id)
+    return _model(connection, connection.execute(query).one())
+
+
+def _model(connection: Connection, row: Row[Any]) -> ModelRecord:
+    mine = (model_state.c.run_id == row.run_id) & (model_state.c.version == row.version)
+    state = connection.execute(select(model_state.c.name, model_state.c.digest).where(mine))
+    return ModelRecord(row.version, row.digest, row.round_id, {line.name: line.digest for line in state})
+
+
+def blobs(connection: Connection) -> set[bytes]:
+    """Digests of all blobs that runs and their models need."""
+    found = {
+        row.digest for table in (models, model_state) for row in connection.execute(select(table.c.digest))
+    }
+    for row in connection.execute(select(runs.c.bundle_digest, runs.c.test_set_digest)):
+        found |= {row.bundle_digest, row.test_set_digest}
+    return found - {b""}
 
 
 def set_state(connection: Connection, run_id: str, state: RunState, reason: str, now_ms: int) -> None:

@@ -33,6 +33,9 @@ OWN = {"fedless", "aggregator", "edge_runtime", "cloud_adapters"}
 COMMANDS = {
     "init": Command("init", "Make a new fleet in a directory."),
     "aggregator": Command("serve", "Run the service."),
+    "broker": Command("broker", "Run a broker of your own."),
+    "backup": Command("backup", "Back a fleet up, while it runs."),
+    "restore": Command("restore", "Make a fleet of a back-up."),
     "fleet": Command("fleet", "Let devices join, list them, revoke them."),
     "run": Command("run", "Start, watch and stop training runs."),
     "model": Command("model", "Take trained models out."),
