@@ -10,7 +10,7 @@ import asyncio
 import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -54,6 +54,18 @@ class Blobs:
             return self._finish(blob)
         finally:
             blob.discard()
+
+    def put_together(self, rows: Iterable[Sequence[bytes | memoryview]], count: int) -> list[bytes]:
+        """Stores `count` blobs of which each row holds a block of each, and returns their digests; blocks."""
+        made = [_Incoming(self._incoming) for _ in range(count)]
+        try:
+            for row in rows:
+                for blob, block in zip(made, row, strict=True):
+                    blob.write(block)
+            return [self._finish(blob)[0] for blob in made]
+        finally:
+            for blob in made:
+                blob.discard()
 
     def has(self, digest: bytes) -> bool:
         """Whether the blob is here."""

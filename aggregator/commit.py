@@ -1,13 +1,14 @@
-"""From a round's sum to the next model: block by block from the old blob to a new one.
+"""From a round's updates to the next model: block by block from the old blobs to new ones.
 
-Called by the run's driver in a worker thread. The same sum and model give the same bytes, so doing it again after
-a crash finds the blob that is there.
+Called by the run's driver in a worker thread. The same updates and model give the same bytes, so doing it again after
+a crash finds the blobs that are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,16 @@ from aggregator.blobs import Blobs
 from aggregator.evaluation import means
 from aggregator.members import Member, Stage
 from aggregator.round import Round
-from aggregator.strategies import Strategy
-from aggregator.uploads import FloatSum, float_blocks
-from fedless.protocol.errors import Code, PeerError
+from aggregator.store.records import ModelRecord
+from aggregator.strategies.base import Doubles, Floats, Strategy
+from aggregator.strategies.robust import Robust
+from aggregator.uploads import BLOCK, FloatSum, float_blocks
+from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
 from fedless.protocol.secagg.ring import Decoded
+
+CLIENT_BLOCK = 1 << 10
+"""Coordinates of one client that are read at a time, at least: 4 KiB."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +37,74 @@ class MeanSum:
     weight: int = 1
 
 
-def next_model(blobs: Blobs, model_digest: bytes, sum_: FloatSum | MeanSum, strategy: Strategy) -> bytes:
-    """The digest of the next model, which is then among the blobs; blocks.
+@dataclass(frozen=True)
+class SingleReports:
+    """The counted reports of a plain round in their spool files, for a rule that must see each of them."""
 
-    Raises `LocalError` DISK_FULL, `PeerError` UNKNOWN_BLOB.
+    files: Sequence[Path]
+    parameters: int
+
+    def blocks(self) -> Iterator[Floats]:
+        """float32[k, n] of all k clients: n is such that a block has about `BLOCK` numbers, but at least `CLIENT_BLOCK`
+        of each client. A file is opened for each block anew: cohorts may be larger than the number of files that a
+        process may open.
+        """  # noqa: D205
+        size = max(BLOCK // len(self.files), CLIENT_BLOCK)
+        for start in range(0, self.parameters, size):
+            count = min(size, self.parameters - start)
+            yield np.stack([_read(file, start, count) for file in self.files])
+
+
+def mean_blocks(updates: FloatSum | MeanSum | SingleReports, strategy: Strategy) -> Iterator[Doubles]:
+    """The round's mean update as the strategy takes it, block after block; blocks."""
+    if isinstance(updates, SingleReports):
+        if not isinstance(strategy, Robust):
+            raise TypeError(strategy)
+        weights = strategy.weights(updates.blocks(), len(updates.files))
+        yield from (strategy.mean(block, weights) for block in updates.blocks())
+        return
+    for start in range(0, len(updates.total), BLOCK):
+        part = updates.total[start : start + BLOCK].astype(np.float64, copy=False)
+        yield part / updates.weight
+
+
+def next_model(
+    blobs: Blobs, old: ModelRecord, mean: Iterable[Doubles], strategy: Strategy, round_id: int
+) -> ModelRecord:
+    """The next version and its strategy's state, which are then among the blobs; blocks.
+
+    Raises `LocalError` DISK_FULL, STATE_CORRUPT (the old version's state is not there), `PeerError` UNKNOWN_BLOB.
     """
+    names = list(strategy.state)
+    if old.version and set(old.state) != set(names):
+        found = ", ".join(sorted(old.state)) or "none"
+        detail = f"Expected the strategy's state {', '.join(names) or 'none'} at version {old.version}, found {found}."
+        raise LocalError(Code.STATE_CORRUPT, detail)
 
-    def blocks() -> Iterator[memoryview]:
+    def part(name: str, start: int, count: int) -> Floats:
+        if not old.version:
+            return np.full(count, strategy.state[name], np.float32)
+        return _read(blobs.path(old.state[name]), start, count)
+
+    def rows() -> Iterator[Sequence[memoryview]]:
         start = 0
-        for block in float_blocks(blobs.path(model_digest)):
-            part = sum_.total[start : start + len(block)].astype(np.float64, copy=False)
+        for block in mean:
+            before = _read(blobs.path(old.digest), start, len(block))
+            state = [part(name, start, len(block)) for name in names]
             start += len(block)
-            yield strategy.next_block(block, part, sum_.weight).astype("<f4", copy=False).data.cast("B")
+            model, kept = strategy.step(before, block, state)
+            yield [array.astype("<f4", copy=False).data.cast("B") for array in (model, *kept)]
 
-    digest, _ = blobs.put_blocks(blocks())
-    return digest
+    digest, *kept = blobs.put_together(rows(), 1 + len(names))
+    return ModelRecord(old.version + 1, digest, round_id, dict(zip(names, kept, strict=True)))
+
+
+def _read(file: Path, start: int, count: int) -> Floats:
+    """`count` numbers of a file of little-endian float32, from number `start` on."""
+    found: Floats = np.fromfile(file, "<f4", count, offset=4 * start)
+    if len(found) != count:
+        raise LocalError(Code.STATE_CORRUPT, f"{file.name} is shorter than expected.")
+    return found
 
 
 def check_model(blobs: Blobs, digest: bytes, parameters: int) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from aggregator import commit
 from aggregator import events as e
-from aggregator.commit import MeanSum
+from aggregator.commit import MeanSum, SingleReports
 from aggregator.evaluation import reason
 from aggregator.masked import MaskedMode
 from aggregator.means import Means
@@ -24,8 +24,8 @@ from aggregator.members import Phase, Terms
 from aggregator.pairwise import Change
 from aggregator.round import Round
 from aggregator.store import rounds, runs
-from aggregator.store.records import ModelRecord
-from aggregator.strategies import Strategy
+from aggregator.strategies.base import Strategy
+from aggregator.strategies.robust import Robust
 from aggregator.uploads import FloatSum, RingSum
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
@@ -111,10 +111,10 @@ class Completion:
         means, terms = self._means, round_.terms
         old = await means.database.run(lambda c: runs.model(c, terms.run_id, terms.model_version))
         began = time.monotonic()
-        digest = await asyncio.to_thread(
-            commit.next_model, means.blobs, old.digest, opened.sum, self._strategy
+        mean = commit.mean_blocks(self._updates(round_, opened.sum), self._strategy)
+        model = await asyncio.to_thread(
+            commit.next_model, means.blobs, old, mean, self._strategy, terms.round_id
         )
-        model = ModelRecord(terms.model_version + 1, digest, terms.round_id)
         aggregate_ms = opened.phases_ms["aggregate"] + (time.monotonic() - began) * 1000
         phases = commit.times(round_) | dict(opened.phases_ms) | {"aggregate": aggregate_ms}
 
@@ -129,6 +129,15 @@ class Completion:
             lambda c: rounds.add_figures(c, terms.round_id, phases_ms={"commit": commit_ms})
         )
         await means.tickets.announce(terms.run_id, model)
+
+    def _updates(self, round_: Round, sum_: FloatSum | MeanSum) -> FloatSum | MeanSum | SingleReports:
+        """What the strategy makes the mean of: the sum, or the reports behind it, in the order of client ids."""
+        if not isinstance(self._strategy, Robust):
+            return sum_
+        terms = round_.terms
+        clients = sorted(member.client_id for member in commit.reported(round_))
+        files = [self._means.coordinator.spooled(terms.round_id, client_id) for client_id in clients]
+        return SingleReports(files, terms.parameters)
 
     async def _commit_evaluation(self, round_: Round, opened: Opened) -> None:
         """The figures of an evaluation belong to the training round of the same number."""

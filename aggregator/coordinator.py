@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
@@ -197,6 +198,10 @@ class Coordinator:
             if live.added != accepted:  # after a restart, or an addition that failed
                 await self._add_again(live, accepted)
             return live.open_sum(), live.adding_ms
+
+    def spooled(self, round_id: int, client_id: str) -> Path:
+        """The file of an accepted report, there until its round has ended."""
+        return self._spool.file(round_id, client_id)
 
     async def finish(
         self, round_id: int, event: e.ModelCommitted | e.RoundStopped, record: Record | None = None

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection
 
 from aggregator import events as e
+from aggregator import strategies
 from aggregator.completion import Completion
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
@@ -25,7 +26,6 @@ from aggregator.members import Phase, Terms
 from aggregator.selection import SELECTIONS
 from aggregator.store import history, masks, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
-from aggregator.strategies import STRATEGIES
 from aggregator.tasks import TaskSettings
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
@@ -45,7 +45,7 @@ class Driver:
         self._run = run
         self._settings = settings
         self._task = wire.task_from_bytes(run.task)
-        self._strategy = STRATEGIES[settings.strategy]
+        self._strategy = strategies.make(settings.strategy, settings.strategy_options.given())
         self._masked = means.masked.get(self._task.mode)
         self._completion = Completion(means, self._strategy, self._masked, settings.secagg.unmask_s)
         self._setups_failed = 0

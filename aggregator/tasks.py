@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aggregator.selection import SELECTIONS
-from aggregator.strategies import STRATEGIES
+from aggregator.strategies import STRATEGIES, hidden, make
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
 from fedless.protocol.secagg.epochs import COHORT_MAX, MINIMUM_COHORT, Trust
@@ -123,6 +123,25 @@ class ClientSettings(_Section):
         return ClientRule(**{**values, "optimizer": Optimizer(self.optimizer)})
 
 
+class StrategyOptions(_Section):
+    """Numbers of the server's rule; each strategy has its own (docs/strategies.md), and refuses those of others."""
+
+    learning_rate: float | None = Field(None, gt=0.0, le=1e6)
+    momentum: float | None = Field(None, ge=0.0, lt=1.0)
+    beta1: float | None = Field(None, ge=0.0, lt=1.0)
+    beta2: float | None = Field(None, ge=0.0, lt=1.0)
+    tau: float | None = Field(None, gt=0.0, le=1.0)
+    trim: float | None = Field(None, gt=0.0, lt=0.5)
+    byzantine: int | None = Field(None, ge=0, le=100_000)
+    keep: int | None = Field(None, ge=1, le=100_000)
+    norm: float | None = Field(None, gt=0.0, le=1e30)
+
+    def given(self) -> dict[str, float]:
+        """The options that the task file names."""
+        values: dict[str, float] = self.model_dump(exclude_none=True)
+        return values
+
+
 class SecaggSettings(_Section):
     """How single updates are hidden (modes pairwise and helper).
 
@@ -171,13 +190,14 @@ class TaskSettings(_Section):
     cohort: CohortSettings
     round: RoundSettings = RoundSettings()
     client: ClientSettings = ClientSettings()
+    strategy_options: StrategyOptions = StrategyOptions()
     secagg: SecaggSettings = SecaggSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     stop: StopSettings = StopSettings()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
-        problems = STRATEGIES[self.strategy].complaints(self.client.rule())
+        problems = self._strategy_complaints()
         if self.mode == Mode.PAIRWISE and max(self.cohort.size, self.secagg.minimum) > COHORT_MAX:
             problems.append(f"mode pairwise: expected cohorts of at most {COHORT_MAX} clients")
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
@@ -185,6 +205,21 @@ class TaskSettings(_Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _strategy_complaints(self) -> list[str]:
+        try:
+            strategy = make(self.strategy, self.strategy_options.given())
+        except ValueError as error:
+            return [str(error)]
+        problems = strategy.complaints(self.client.rule())
+        if (why := hidden(strategy)) and self.mode != Mode.PLAIN:
+            problems.append(f"strategy {self.strategy} in mode {self.mode}: {why}; or choose mode plain")
+        minimum, least = self.cohort.minimum(self.cohort.goal(0)), strategy.least_reports
+        if minimum < least:
+            problems.append(
+                f"cohort.minimum_reports: {self.strategy} needs at least {least} reports, found {minimum}"
+            )
+        return problems
 
     def task(self, bundle_digest: bytes, parameters: int) -> Task:
         """What clients get."""

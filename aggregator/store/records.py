@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -88,11 +88,12 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One version of a run's model."""
+    """One version of a run's model; `state` are the digests of what its strategy keeps beside it, by name."""
 
     version: int
     digest: bytes
     round_id: int
+    state: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

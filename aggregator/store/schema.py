@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -59,6 +60,17 @@ models = Table(
     Column("digest", LargeBinary(32), nullable=False),
     Column("round_id", BigInteger, nullable=False),  # 0: the initial model
     Column("created_at_ms", BigInteger, nullable=False),
+)
+
+# What a strategy keeps beside a version (momentum and the like); version 0 has none, its state is the strategy's own.
+model_state = Table(
+    "model_state",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False),  # of a raw little-endian float32 vector as long as the model
+    ForeignKeyConstraint(["run_id", "version"], ["models.run_id", "models.version"]),
 )
 
 # One pass from selection to a new model, or abandonment. `terms` is what was fixed when it opened.

@@ -1,38 +1,59 @@
-"""*Pure.* Strategies: from the sum of a round's updates to the next model, one file each.
+"""*Pure.* Strategies: from a round's updates to the next model.
 
-A strategy declares the client's rule (a name and numbers in the task) and the server's rule. It works block by
-block on flat arrays, so that a model never has to be in memory twice.
+A strategy declares the server's rule with its options, the vectors it keeps from model to model, what it asks of the
+client's rule, and (a `Robust` one) that it must see single updates, which masks hide. docs/strategies.md shows all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import MISSING, fields
 
-import numpy as np
-import numpy.typing as npt
-
+from aggregator.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
+from aggregator.strategies.base import Strategy
 from aggregator.strategies.fedavg import FedAvg
+from aggregator.strategies.fedavgm import FedAvgM
 from aggregator.strategies.fedprox import FedProx
-from fedless.protocol.messages import ClientRule
+from aggregator.strategies.robust import Krum, Median, NormClipping, Robust, TrimmedMean
 
-
-class Strategy(Protocol):
-    """What the run's driver needs of a strategy."""
-
-    def complaints(self, rule: ClientRule) -> list[str]:
-        """What is wrong with the task's client rule for this strategy, in words; empty: nothing."""
-        ...
-
-    def next_block(
-        self, model: npt.NDArray[np.float32], total: npt.NDArray[np.float64], weight: float
-    ) -> npt.NDArray[np.float32]:
-        """A block of the next model: float32[n] from the present block, float32[n], and the block of the sum.
-
-        `total` is float64[n], the sum of updates times weights; `weight` is the sum of weights, above 0.
-        """
-        ...
-
-
-STRATEGIES: Mapping[str, Strategy] = {"fedavg": FedAvg(), "fedprox": FedProx()}
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "median": Median,
+    "trimmed-mean": TrimmedMean,
+    "krum": Krum,
+    "norm-clipping": NormClipping,
+}
 """By the name that a task gives."""
+
+
+def make(name: str, options: Mapping[str, float]) -> Strategy:
+    """The named strategy with these options; raises `ValueError` with every option that is unknown to it or missing."""
+    kind = STRATEGIES[name]
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    problems = [
+        f"strategy_options.{option}: {name} does not use it; it has {', '.join(known) or 'no options'}"
+        for option in options
+        if option not in known
+    ]
+    problems += [
+        f"strategy_options.{option}: missing; {name} needs it"
+        for option, needed in known.items()
+        if needed and option not in options
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return kind(**options)
+
+
+def hidden(strategy: Strategy) -> str:
+    """Why it cannot work under masks, and what can; empty if it can."""
+    if not isinstance(strategy, Robust):
+        return ""
+    if isinstance(strategy, NormClipping):
+        return "it must see single updates, which masks hide; secagg.l2_clip lets each client clip its own"
+    return "it must see single updates, which masks hide; secagg.clip and secagg.l2_clip bound what one client can do"

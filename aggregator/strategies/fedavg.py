@@ -6,13 +6,14 @@ w^k_{t+1} - w_t, and their mean is added to w_t: the same, with a server learnin
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
 
+from aggregator.strategies.base import Strategy
 from fedless.protocol.messages import ClientRule
 
 
-class FedAvg:
+@dataclass(frozen=True)
+class FedAvg(Strategy):
     """The mean of the updates, weighted by example counts."""
 
     def complaints(self, rule: ClientRule) -> list[str]:
@@ -20,9 +21,3 @@ class FedAvg:
         if rule.proximal_mu:
             return [f"client.proximal_mu: expected 0 with fedavg, found {rule.proximal_mu:g}; use fedprox"]
         return []
-
-    def next_block(
-        self, model: npt.NDArray[np.float32], total: npt.NDArray[np.float64], weight: float
-    ) -> npt.NDArray[np.float32]:
-        """Model plus mean update, added in float64: float32[n]."""
-        return (model + total / weight).astype(np.float32)

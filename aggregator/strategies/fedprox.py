@@ -5,11 +5,14 @@ Algorithm 2 there: each client minimises F_k(w) + mu/2 * |w - w_t|^2, the server
 
 from __future__ import annotations
 
-from aggregator.strategies.fedavg import FedAvg
+from dataclasses import dataclass
+
+from aggregator.strategies.base import Strategy
 from fedless.protocol.messages import ClientRule
 
 
-class FedProx(FedAvg):
+@dataclass(frozen=True)
+class FedProx(Strategy):
     """FedAvg of clients that are drawn towards the round's model by `proximal_mu`."""
 
     def complaints(self, rule: ClientRule) -> list[str]:

@@ -1,0 +1,44 @@
+"""*Pure.* What every strategy is: a server's rule with its options and the vectors that it keeps from model to model.
+
+A strategy is a frozen dataclass whose fields are its options (`[strategy_options]` of a task). It works block by
+block on flat arrays, so that no model has to be in memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedless.protocol.messages import ClientRule
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Adds the round's mean update to the model, and keeps nothing; rules differ from it in what they override."""
+
+    @property
+    def state(self) -> Mapping[str, float]:
+        """The vectors float32[P] that it keeps beside each model, by name, and the value they begin with."""
+        return {}
+
+    @property
+    def least_reports(self) -> int:
+        """How many reports a round must have at least."""
+        return 1
+
+    def complaints(self, rule: ClientRule) -> list[str]:  # noqa: ARG002 - others look at it
+        """What is wrong with its options and the task's client rule, in words; empty: nothing."""
+        return []
+
+    def step(self, model: Floats, mean: Doubles, state: Sequence[Floats]) -> tuple[Floats, Sequence[Floats]]:
+        """A block of the next model and of its state, from the present ones and the mean update: n elements each.
+
+        `state` and what is returned beside the model are in the order of `self.state`.
+        """
+        return (model + mean).astype(np.float32), state
