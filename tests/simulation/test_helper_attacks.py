@@ -14,6 +14,8 @@ from aggregator.store import helper_rounds
 from fedless.helper.config import RuleSettings
 from fedless.protocol import crypto
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Encoding, ReportHeader
+from fedless.protocol.secagg import codec
 from fedless.protocol.secagg.helper import RefusedReports
 from fedless.protocol.secagg.helper_messages import CloseRequest, HelperReport
 from tests.simulation.helper_world import CLIENTS, HelperWorld, helper_task, mean_of
@@ -151,10 +153,25 @@ async def test_report_under_another_clients_certificate_is_refused(world: Helper
     assert await refusal_of(world.send_masked(one, stolen, words, opened.round_id)) is Code.NOT_IN_COHORT
 
 
-async def test_report_that_tells_its_example_count_is_refused(world: HelperWorld) -> None:
-    from fedless.protocol.messages import Encoding, ReportHeader
-    from fedless.protocol.secagg import codec
+async def test_report_of_another_client_under_ones_own_name_is_refused(world: HelperWorld) -> None:
+    await world.start(helper_task())
+    one, other, *_ = await world.cohort(CLIENTS)
+    opened = await world.opened(one)
+    head, words = world.mask(other, opened)
+    assert await refusal_of(world.send_masked(one, head, words, opened.round_id)) is Code.NOT_IN_COHORT
 
+
+async def test_bytes_other_than_the_signed_ones_are_refused(world: HelperWorld) -> None:
+    await world.start(helper_task())
+    client_id, *_ = await world.cohort(CLIENTS)
+    opened = await world.opened(client_id)
+    head, words = world.mask(client_id, opened)
+    others = crypto.sha256(bytes(words.nbytes))
+    header = ReportHeader(opened.round_id, Encoding.RING32, words.nbytes, others, masked=codec.dumps(head))
+    assert await refusal_of(world.coordinator.begin_report(client_id, header)) is Code.WRONG_DIGEST
+
+
+async def test_report_that_tells_its_example_count_is_refused(world: HelperWorld) -> None:
     await world.start(helper_task())
     client_id, *_ = await world.cohort(CLIENTS)
     opened = await world.opened(client_id)
