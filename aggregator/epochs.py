@@ -107,7 +107,7 @@ class KeyEpochs(EpochRecords):
     def _wake(self, live: LiveEpoch) -> None:
         """Tickets for those who may not have had theirs; a repeat has the same nonce and costs nothing."""
         value = live.value
-        state, terms = value.state, _terms(value)
+        state, terms = value.state, ticket_terms(value)
         done = {offer.client_id for offer in state.offers}
         if state.roster is not None:
             received = {known.index for known in state.received}
@@ -179,7 +179,7 @@ class KeyEpochs(EpochRecords):
             raise PeerError(Code.TICKET_FOREIGN, "The nonce is not that of this client's ticket.")
         if value.ended_at_ms:
             return NotNow(Code.ROUND_CLOSED.value, 0)
-        offer = await self._tickets.offer(_terms(value))
+        offer = await self._tickets.offer(ticket_terms(value))
         return replace(offer, epoch_slots=value.state.slots)
 
     async def post_keys(self, client_id: str, epoch: int, message: bytes) -> None:
@@ -205,8 +205,7 @@ class KeyEpochs(EpochRecords):
     async def roster(self, client_id: str, epoch: int) -> bytes:
         """M1, when there is one; empty after 25 s without."""
         live = await self._open(client_id, epoch)
-        await _news(live, lambda v: v.state.roster is not None or bool(v.ended_at_ms))
-        state = (await self._open(client_id, epoch)).value.state
+        state = await self._news(live, client_id, lambda v: v.state.roster is not None)
         if state.roster is None:
             return b""
         state.roster.index_of(client_id)
@@ -228,21 +227,24 @@ class KeyEpochs(EpochRecords):
     async def inbox(self, client_id: str, epoch: int) -> bytes:
         """M3, when E is fixed; empty after 25 s without."""
         live = await self._open(client_id, epoch)
-        await _news(live, lambda v: bool(v.state.members) or bool(v.ended_at_ms))
-        state = (await self._open(client_id, epoch)).value.state
+        state = await self._news(live, client_id, lambda v: bool(v.state.members))
         if not state.members:
             return b""
         index = state.sealed_roster.index_of(client_id)
         rows = await self._database.run(lambda c: masks.load_shares(c, epoch))
         return codec.dumps(assembly.inbox_for(state, index, rows))
 
-
-async def _news(live: LiveEpoch, there: Callable[[KeyEpoch], bool]) -> None:
-    """Until there is something to say, for at most 25 s."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LONG_POLL_MS / 1000):
-            while not there(live.value):
-                await live.changed.wait()
+    async def _news(
+        self, live: LiveEpoch, client_id: str, there: Callable[[KeyEpoch], bool]
+    ) -> ServerEpoch:
+        """The key epoch when there is something to say, or after 25 s. Raises `PeerError` if it has ended."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONG_POLL_MS / 1000):
+                while not there(live.value) and not live.value.ended_at_ms:
+                    await live.changed.wait()
+        if not there(live.value):
+            await self.let_go(live.value.run_id)  # the run may have been stopped
+        return (await self._open(client_id, live.value.epoch)).value.state
 
 
 def _is_in_roster(state: ServerEpoch, keys: EpochKeys) -> bool:
@@ -254,7 +256,7 @@ def _is_in_roster(state: ServerEpoch, keys: EpochKeys) -> bool:
     return keys in entries
 
 
-def _terms(value: KeyEpoch) -> Terms:
+def ticket_terms(value: KeyEpoch) -> Terms:
     """A key epoch as tickets and offers know it: its number stands for the round's."""
     return Terms(
         round_id=value.epoch,

@@ -11,7 +11,7 @@ from aggregator import events as e
 from aggregator.members import ENDED, OPEN, Phase, Stage, Terms
 from aggregator.round import Round
 from fedless.protocol.errors import Code
-from fedless.protocol.messages import Encoding, Kind, ReportHeader
+from fedless.protocol.messages import Encoding, Kind, Mode, ReportHeader
 
 CLIENTS = [f"c{number}" for number in range(5)]
 OUTSIDERS = ["stranger"]
@@ -26,11 +26,25 @@ def nonce(client_id: str) -> bytes:
 class RoundMachine(RuleBasedStateMachine):
     """Keeps beside the round what an onlooker who believes nothing would write down."""
 
+    mode, closed, opens = Mode.PLAIN, Phase.COMMITTING, e.CommitModel
+
     @initialize(goal=st.integers(1, 5), minimum=st.integers(1, 5), grace=st.floats(0, 3))
     def open(self, goal: int, minimum: int, grace: float) -> None:
         self.now = START
         self.terms = Terms(
-            1, "run", 1, Kind.TRAIN, 0, max(goal, minimum), minimum, START, START + 50_000, 1, 100, grace
+            1,
+            "run",
+            1,
+            Kind.TRAIN,
+            0,
+            max(goal, minimum),
+            minimum,
+            START,
+            START + 50_000,
+            1,
+            100,
+            grace,
+            mode=self.mode,
         )
         self.round = Round(self.terms)
         self.added: dict[str, int] = {}
@@ -44,13 +58,14 @@ class RoundMachine(RuleBasedStateMachine):
             if isinstance(effect, e.AddReport):
                 assert effect.client_id not in self.added, "counted twice"
                 self.added[effect.client_id] = effect.weight
-            self.commits += isinstance(effect, e.CommitModel)
+            self.commits += isinstance(effect, self.opens)
         if self.round.phase is not self.phases[-1]:
             self.phases.append(self.round.phase)
         return effects
 
     def header(self, good: bool, variant: int) -> ReportHeader:
-        return ReportHeader(1, Encoding.FLOAT32, 4 if good else 5, bytes([variant]) * 32, 10)
+        examples = 10 if self.mode is Mode.PLAIN else 0
+        return ReportHeader(1, Encoding.FLOAT32, 4 if good else 5, bytes([variant]) * 32, examples)
 
     @rule(client_id=client_ids, own_nonce=st.booleans())
     def check_in(self, client_id: str, own_nonce: bool) -> None:
@@ -92,7 +107,7 @@ class RoundMachine(RuleBasedStateMachine):
     def timer(self, event: e.Event) -> None:
         self.apply(event)
 
-    @precondition(lambda self: self.round.phase is Phase.COMMITTING)
+    @precondition(lambda self: self.round.phase is self.closed)
     @rule()
     def commit(self) -> None:
         assert self.apply(e.ModelCommitted()) == [e.Erase()]
@@ -120,7 +135,7 @@ class RoundMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_model_needs_the_minimum(self) -> None:
-        if hasattr(self, "round") and self.round.phase in {Phase.COMMITTING, Phase.COMMITTED}:
+        if hasattr(self, "round") and self.round.phase in {self.closed, Phase.COMMITTED}:
             assert len(self.added) >= self.terms.minimum
             assert self.commits == 1
 
@@ -142,4 +157,31 @@ class RoundMachine(RuleBasedStateMachine):
             assert bool(self.round.state.reason) == (self.round.phase is Phase.ABANDONED)
 
 
+class MaskedRoundMachine(RoundMachine):
+    """The same with the masked table: nothing is told in the clear, and the sum is opened before there is a model."""
+
+    mode, closed, opens = Mode.PAIRWISE, Phase.UNMASKING, e.OpenSum
+
+    @rule(client_id=client_ids, code=st.sampled_from([Code.BAD_SIGNATURE, Code.BAD_CONTEXT]))
+    def refuse_head(self, client_id: str, code: Code) -> None:
+        before = self.round.state.reported, self.round.state.outstanding, self.round.phase
+        [effect] = self.apply(e.HeadRefused(client_id, code))
+        assert isinstance(effect, e.Refuse)
+        assert (self.round.state.reported, self.round.state.outstanding, self.round.phase) == before
+
+    @rule(client_id=client_ids)
+    def tell_a_count(self, client_id: str) -> None:
+        known = self.round.state.members.get(client_id)
+        telling = ReportHeader(1, Encoding.FLOAT32, 4, bytes([7]) * 32, 10)
+        [effect] = self.apply(e.ReportAnnounced(client_id, telling))
+        assert isinstance(effect, e.Refuse)
+        assert self.round.state.members.get(client_id) == known
+
+    @invariant()
+    def nothing_is_committed_unopened(self) -> None:
+        if hasattr(self, "round"):
+            assert self.round.phase is not Phase.COMMITTING
+
+
 TestRound: Any = RoundMachine.TestCase
+TestMaskedRound: Any = MaskedRoundMachine.TestCase

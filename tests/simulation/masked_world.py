@@ -102,6 +102,7 @@ class MaskedWorld(World):
 
     count: int = 8
     DATABASE = Killable
+    PATIENCE_S = 60.0
 
     def __post_init__(self) -> None:
         self.revoked: set[str] = set()
@@ -150,15 +151,21 @@ class MaskedWorld(World):
         self.launch()
         return run_id
 
-    async def die_after(self, event: str, times: int, act: Callable[[], None] = lambda: None) -> None:
-        """Waits for the kill that was ordered by `kill`; restarts."""
+    def kill_after(self, event: str, times: int) -> None:
+        """Orders a kill -9 right behind the transaction that records this event for the nth time."""
         assert isinstance(self.database, Killable)
-        async with asyncio.timeout(20):
+        self.kill = self.database.kill_after = (event, times)
+
+    async def die(self) -> None:
+        """Waits for the kill that was ordered, and starts again."""
+        assert isinstance(self.database, Killable)
+        assert self.kill is not None
+        event, times = self.kill
+        async with asyncio.timeout(self.PATIENCE_S):
             await self.database.killed.wait()
         self.kill = None
-        act()
         await self.restart()
-        assert await self.database.run(lambda c: recorded(c, event)) >= times
+        assert await self.counted(event) >= times
 
     async def happened(self, event: str, times: int = 1) -> None:
         """As soon as an event is recorded so often."""

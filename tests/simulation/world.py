@@ -188,6 +188,7 @@ class World:
     waker: FakeWaker = field(default_factory=FakeWaker)
     parameters: int = PARAMETERS
     DATABASE: ClassVar[type[Database]] = Database
+    PATIENCE_S: ClassVar[float] = 20.0
 
     def __post_init__(self) -> None:
         self.fleet = FakeFleet(self.count)
@@ -254,7 +255,7 @@ class World:
 
     async def until(self, holds: Callable[[], Awaitable[Any]], what: str = "it") -> Any:
         """The first true answer; the threads of the core take real time, so this asks again."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self.PATIENCE_S):
             while not (answer := await holds()):  # noqa: ASYNC110 - the database tells nobody
                 await asyncio.sleep(0.002)
             return answer
