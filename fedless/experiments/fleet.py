@@ -3,15 +3,17 @@
 `run` and the benchmarks use it. Everything lives in one folder, so that the folder's end is the fleet's end:
 
     fleet/                the aggregator's side, as `fedless init` makes it
+    helper/               the second party of helper mode, if asked for
     devices/<client-id>/  one device each: its state directory, edge.toml and its own data.npz
     logs/<process>.log    what each process said
 
-The processes are the real programs, started as a user would: `fedless aggregator serve`, `fedless-edge
-enroll` and `fedless-edge run`.
+The processes are the real programs, started as a user would: `fedless aggregator serve`, `fedless helper serve`,
+`fedless-edge enroll` and `fedless-edge run`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -25,9 +27,12 @@ from typing import Any, Self
 
 import psutil
 
+from aggregator.authority import Authority
 from aggregator.founding import Ports, found_fleet, write_private
 from fedless.experiments.operator import Connect, Operator
 from fedless.experiments.processes import Child, Children, wait_until
+from fedless.helper.main import ENDPOINT_FILE, found
+from fedless.protocol.identity import Name, Role
 from fedless.protocol.tables import write_tables
 
 HOST = "127.0.0.1"
@@ -39,7 +44,8 @@ READY_S = 30.0
 ENROLL_S = 60.0
 ONLINE_S = 60.0
 STOP_S = 8.0
-SERVE = (sys.executable, "-c", "from fedless.console.main import main; main()", "aggregator", "serve")
+HELPER_DAYS = 30
+FEDLESS = (sys.executable, "-c", "from fedless.console.main import main; main()")
 EDGE = (sys.executable, "-m", "edge_runtime.cli")
 _MB = 1e6
 
@@ -56,10 +62,10 @@ class Device:
 class LocalFleet:
     """A fleet that runs while the `with` block does: when it is entered, every device is online.
 
-    `connect` makes the operator's client of a fleet's folder; `source` is the name that the function's
-    manifest gives to the data; `logs` is where the logs go if not into the folder; `environment` is added to
-    every process' own. Entering raises `LocalError` with the reason and the last words of the process that
-    failed, after everything is stopped again.
+    `connect` makes the operator's client of a fleet's folder; `source` is the name that the function's manifest gives
+    to the data; `helper` asks for a helper of its own; `logs` is where the logs go if not into the folder;
+    `environment` is added to every process' own. Entering raises `LocalError` with the reason and the last words of
+    the process that failed, after everything is stopped again.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class LocalFleet:
         connect: Connect,
         *,
         source: str = "default",
+        helper: bool = False,
         logs: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -80,6 +87,7 @@ class LocalFleet:
         self.agents: dict[str, Child] = {}
         self._connect = connect
         self._source = source
+        self._helper = helper
         self._environment = dict(environment or {})
         self._exits = ExitStack()
 
@@ -132,13 +140,34 @@ class LocalFleet:
 
     def _start_aggregator(self) -> None:
         now_ms = time.time_ns() // 1_000_000
-        found_fleet(self.aggregator_folder, FLEET, HOST, Ports(0, 0, 0), now_ms)
+        authority = found_fleet(self.aggregator_folder, FLEET, HOST, Ports(0, 0, 0), now_ms)
+        tables = CONSENT + (self._start_helper(authority, now_ms) if self._helper else "")
         settings = self.aggregator_folder / "aggregator.toml"
-        write_private(settings, settings.read_bytes() + CONSENT.encode())
-        argv = (*SERVE, "--fleet", str(self.aggregator_folder))
+        write_private(settings, settings.read_bytes() + tables.encode())
+        argv = (*FEDLESS, "aggregator", "serve", "--fleet", str(self.aggregator_folder))
         self.aggregator = self.children.start("aggregator", argv, self._environment)
         ready = self.aggregator_folder / "state" / "endpoints.json"
         wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
+
+    def _start_helper(self, authority: Authority, now_ms: int) -> str:
+        """Start a helper that the fleet certified; the aggregator's settings about it."""
+        folder = self.folder / "helper"
+        found(folder, FLEET, authority.pem)
+        request = (folder / "request.der").read_bytes()
+        issued = authority.issue(Name(FLEET, Role.HELPER, "main"), request, now_ms, HELPER_DAYS)
+        write_private(folder / "cert.pem", issued.chain_pem)
+        own = (folder / "helper.toml").read_bytes()
+        listen = write_tables({"listen": {"address": HOST, "port": 0}})
+        write_private(folder / "helper.toml", own + listen.encode())
+        self.children.start("helper", (*FEDLESS, "helper", "serve", str(folder)), self._environment)
+        ready = folder / "state" / ENDPOINT_FILE
+
+        def written() -> bool:
+            return ready.is_file() and ready.read_text().endswith("\n")
+
+        wait_until(written, READY_S, lambda: "The helper is not ready.", self.children)
+        port = json.loads(ready.read_text())["port"]
+        return write_tables({"helper": {"address": f"{HOST}:{port}", "directory": str(folder)}})
 
     def _enroll(self) -> None:
         """Each device gets its claim through standard input and its settings and examples as files."""

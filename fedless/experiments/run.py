@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign, read_manifest
 from fedless.experiments import datasets, report
 from fedless.experiments.config import Dropout, Experiment, with_rounds, with_seed
@@ -34,6 +35,7 @@ from fedless.experiments.partition import divide
 from fedless.experiments.progress import Progress
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest, Model
+from fedless.protocol.messages import Mode
 
 MODEL = "model.f32"
 FIGURES_S = 3.0
@@ -84,7 +86,14 @@ def _run_once(
     state = folder / "state"
     source = manifest.data_mounts[0] if manifest.data_mounts else "default"
     try:
-        with LocalFleet(state, devices, connect, source=source, logs=folder / "logs") as fleet:
+        with LocalFleet(
+            state,
+            devices,
+            connect,
+            source=source,
+            helper=tasks.parse(experiment.task).mode == Mode.HELPER,
+            logs=folder / "logs",
+        ) as fleet:
             try:
                 summary = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
             except PeerError:

@@ -186,6 +186,23 @@ def test_masked_experiment_commits_without_a_device_that_dropped_out(tmp_path: P
     ]
 
 
+def test_helped_experiment_commits_without_a_device_that_dropped_out(tmp_path: Path) -> None:
+    """The helper is one more process; nine devices, one of them killed after it checked in."""
+    file = experiment(tmp_path, 2, devices=9, mode="helper", dropouts=[{"client": 2, "round": 1}])
+    output = tmp_path / "runs"
+    with running(str(file), "--out", str(output), cwd=tmp_path) as (process, alive):
+        _, complained = process.communicate(timeout=150)
+        assert process.returncode == 0, complained
+        assert alive() == set()
+    folder = run_folder(output)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["masked"], summary["secagg_mode"], summary["rounds"]) == (True, "helper", 2)
+    assert summary["uplink_bytes_per_parameter"] < 4.05
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [(entry["state"], entry["reported"]) for entry in rounds[:1]] == [("committed", 8)]
+    assert (folder / "logs" / "helper.log").read_text().count("event=round_closed") == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_experiment_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     output = tmp_path / "runs"

@@ -82,7 +82,7 @@ class HelperProcess:
         with (self.folder / "log").open("ab") as log:
             argv = [*FEDLESS, "helper", "serve", str(self.folder)]
             self.process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
-        wait_until(endpoint.exists, 40)
+        wait_until(lambda: endpoint.exists() and endpoint.read_text().endswith("\n"), 40)
         self.port = json.loads(endpoint.read_text())["port"]
 
     def introduce(self) -> None:
