@@ -40,6 +40,13 @@ test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtime
 	FEDLESS_TFLITE_RUNTIME_PYTHON=$(abspath .venv-runtimes/bin/python) $(PY) -m pytest $(PYTEST_ARGS) \
 	  tests/contract/test_tflite_runtimes.py
 
+CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
+  tests/unit/aggregator/test_functions.py tests/real/test_functions.py
+
+test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
+	@deploy/setup/apt.sh mosquitto
+	FEDLESS_CLOUDS="$(CURDIR)" $(PY) -m pytest $(PYTEST_ARGS) $(CLOUD_TESTS)
+
 check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs and vectors regenerate to the same bytes
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
@@ -81,14 +88,24 @@ check-vectors: $(READY)
 	done
 	@rm -rf build/vectors
 
-LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --universal \
-  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) pyproject.toml --group build \
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --universal \
+  --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate $(UPGRADE) \
   --constraint requirements/constraints.txt
+LOCK = $(COMPILE) pyproject.toml --group build
 
 lock: $(READY) ## pin every dependency with its hashes; newer releases: make lock UPGRADE=--upgrade
 	$(LOCK) --extra aggregator --extra edge --output-file requirements/demo.txt
 	$(LOCK) --constraint requirements/demo.txt --extra aggregator --extra edge --extra authoring --extra parquet \
-	  --extra images --extra dev --output-file requirements/test.txt
+	  --extra images --extra aws --extra google --extra azure --extra azure-runtime --extra objects --extra dev \
+	  --output-file requirements/test.txt
+	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds.in --output-file requirements/clouds.txt
+	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds-knative.in \
+	  --output-file requirements/clouds-knative.txt
+	$(COMPILE) requirements/clouds-emulator.in --no-deps --output-file requirements/clouds-emulator.txt
+	$(COMPILE) --constraint requirements/test.txt cloud_adapters/handlers/requirements.in \
+	  --output-file cloud_adapters/handlers/requirements.txt
+	$(COMPILE) --no-deps --constraint requirements/test.txt cloud_adapters/handlers/objects.in \
+	  --output-file cloud_adapters/handlers/objects.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
@@ -99,7 +116,7 @@ bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmar
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-test .venv-runtimes build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-test .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/.locked: requirements/demo.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
@@ -111,6 +128,18 @@ clean: ## remove the environments, caches and build products
 
 .venv-runtimes/.locked: requirements/runtimes.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-runtimes $<
+	@touch $@
+
+.venv-clouds/.locked: requirements/clouds.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-clouds $<
+	@touch $@
+
+.venv-clouds-knative/.locked: requirements/clouds-knative.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-clouds-knative $<
+	@touch $@
+
+.venv-clouds-tools/.locked: .venv-clouds/.locked requirements/clouds-emulator.txt $(wildcard requirements/clouds-node/*)
+	@deploy/setup/cloud-tools.sh .venv-clouds-tools .venv-clouds
 	@touch $@
 
 %/.ready: %/.locked pyproject.toml

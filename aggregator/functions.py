@@ -8,6 +8,7 @@ serves the exchange), by the Operator service, and by `invoke` for the claims.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -22,11 +23,13 @@ from fedless.protocol import identity
 from fedless.protocol.claim import Claim, secret_hash, secret_text
 from fedless.protocol.cloud import Deployment, deployment_to_json
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import PolicyMessage, SigningKey
+from fedless.protocol.messages import Mode, PolicyMessage, SigningKey
 
 CLAIM_MS_MAX = 24 * 3_600_000
 SETTINGS_BYTES_MAX = 64 * 1024
 THREADS_MAX = 64
+FUNCTION_MODES = frozenset({Mode.PLAIN.value, Mode.HELPER.value})
+"""Pairwise masks need a memory between rounds, which a function has not."""
 _log = structlog.get_logger("functions")
 
 
@@ -67,7 +70,9 @@ class Functions:
             authority_pem=self._authority.pem.decode(),
             ticket_keys=ticket_keys,
             publisher_keys=publisher_keys,
-            policy=policy,
+            policy=replace(policy, modes=tuple(Mode(mode) for mode in settings["modes"]))
+            if "modes" in settings
+            else policy,
             data=settings.get("data", {}),
             threads=settings.get("threads", 1),
         )
@@ -111,4 +116,7 @@ def _parsed(settings_json: str) -> dict[str, Any]:
         raise PeerError(Code.CONFIG_INVALID, "data: must be a table of tables, [data.NAME].")
     if not isinstance(threads, int) or not 1 <= threads <= THREADS_MAX:
         raise PeerError(Code.CONFIG_INVALID, f"threads: must be an integer from 1 to {THREADS_MAX}.")
+    modes = settings.get("modes", [])
+    if not isinstance(modes, list) or not set(modes) <= FUNCTION_MODES:
+        raise PeerError(Code.CONFIG_INVALID, f"modes: must be a list of {', '.join(sorted(FUNCTION_MODES))}.")
     return settings

@@ -58,7 +58,7 @@ class Wakers:
     prices: Prices
     clock: Clock
     _invokers: dict[str, tuple[FunctionRow, Invoker]] = field(default_factory=dict)
-    _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _running: dict[str, tuple[bytes, asyncio.Task[None]]] = field(default_factory=dict)
     _memory_mb: dict[bytes, int] = field(default_factory=dict)
     _took_ms: dict[tuple[str, bytes], int] = field(default_factory=dict)
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -68,20 +68,22 @@ class Wakers:
         row = await self.functions.find(client_id)
         if row is None:
             return await self.devices.wake(client_id, signed_ticket, deadline_ms)
-        running = self._running.get(client_id)
-        if running is not None and not running.done():
-            return Receipt(delivered=False, detail="An earlier invocation of this function still runs.")
+        running, earlier = self._running.get(client_id, (b"", None))
+        if earlier is not None and not earlier.done():
+            if running == signed_ticket:
+                return Receipt(delivered=True)
+            earlier.cancel()  # its round is over: whatever it does still, it does for nobody
+            await asyncio.gather(earlier, return_exceptions=True)
         task = asyncio.ensure_future(self._invoke(row, signed_ticket, deadline_ms))
-        self._running[client_id] = task
+        self._running[client_id] = (signed_ticket, task)
         task.add_done_callback(
             lambda done: done.cancelled() or done.exception()
         )  # it is noted where it is raised
         await asyncio.wait({task}, timeout=PATIENCE_S)
-        error = task.exception() if task.done() else None
-        if isinstance(error, FedlessError):
-            return Receipt(delivered=False, detail=str(error))
+        error = task.exception() if task.done() and not task.cancelled() else None
         if error is not None:
-            raise error
+            detail = str(error) if isinstance(error, FedlessError) else type(error).__name__
+            return Receipt(delivered=False, detail=detail)
         return Receipt(delivered=True)
 
     async def announce(self, signed: bytes) -> None:
@@ -90,7 +92,7 @@ class Wakers:
 
     async def close(self) -> None:
         """Give up what runs: functions go on, and report."""
-        running = [task for task in self._running.values() if not task.done()]
+        running = [task for _, task in self._running.values() if not task.done()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -112,6 +114,9 @@ class Wakers:
         except FedlessError as error:
             await self._note(ticket, "invocation_failed", code=error.code.value, reason=str(error))
             raise
+        except asyncio.CancelledError:
+            await self._give_up(ticket)
+            raise
         except Exception as error:
             _log.exception("invocation_broke", client=row.client_id, platform=row.platform)
             await self._note(
@@ -119,6 +124,14 @@ class Wakers:
             )
             raise
         await self._ended(row.platform, ticket, receipt, begun_ms)
+
+    async def _give_up(self, ticket: Ticket) -> None:
+        known = self._invokers.get(ticket.client_id)
+        trouble = known[1].trouble if known else None
+        code, reason = (
+            (trouble.code, str(trouble)) if trouble else (Code.PLATFORM_TIMEOUT, "It was still running.")
+        )
+        await self._note(ticket, "invocation_given_up", code=code.value, reason=reason)
 
     def _claims(self, client_id: str, deadline_ms: int) -> Callable[[], Awaitable[str]]:
         return lambda: self.functions.claim(client_id, self.address(), deadline_ms)

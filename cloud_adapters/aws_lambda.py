@@ -149,25 +149,33 @@ class AwsLambda(Invoker):
         message = str(error.response.get("Error", {}).get("Message", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         said = f"It answered {status} {scrubbed(code)}: {scrubbed(message)}".rstrip(": ")
-        if code in _BUSY or status in (429, 502, 503):
-            return self.error(Code.PLATFORM_BUSY, said)
-        if code in _CLOCK and (
-            "expired" in message.lower() or "skew" in message.lower() or code != "InvalidSignatureException"
-        ):
-            return self.error(
-                Code.CLOCK_WRONG, said, "Set the aggregator's clock: the signature carries its time."
-            )
-        if code in _DENIED | _CLOCK or status in (401, 403):
-            return self.error(Code.PLATFORM_DENIED, said, _FIX)
-        if code == "ResourceNotFoundException" or status == 404:  # noqa: PLR2004 - HTTP
-            return self.error(
-                Code.FUNCTION_UNKNOWN, said, "Deploy it, or correct its name, region or qualifier."
-            )
-        if status == 413:  # noqa: PLR2004 - HTTP
-            return self.error(Code.FUNCTION_LIMIT, said)
+        meaning, fix = _meaning(code, message.lower(), status)
         if 300 <= status < 400:  # noqa: PLR2004 - HTTP's redirects
-            return self.error(Code.PLATFORM_ANSWER, said + "; that is not followed", "Check endpoint_url.")
-        return self.error(Code.FUNCTION_FAILED, said, "Look into the function's log.")
+            said += "; that is not followed"
+        return self.error(meaning, said, fix)
+
+
+def _meaning(code: str, message: str, status: int) -> tuple[Code, str]:
+    """What an error of the API means, and what to do; `code` is its exception's name, `message` in lower case."""
+    late = "expired" in message or "skew" in message or code != "InvalidSignatureException"
+    cases = (
+        (code in _BUSY or status in (429, 502, 503), Code.PLATFORM_BUSY, ""),
+        (
+            code in _CLOCK and late,
+            Code.CLOCK_WRONG,
+            "Set the aggregator's clock: the signature carries its time.",
+        ),
+        (code in _DENIED | _CLOCK or status in (401, 403), Code.PLATFORM_DENIED, _FIX),
+        (
+            code == "ResourceNotFoundException" or status == 404,  # noqa: PLR2004 - HTTP
+            Code.FUNCTION_UNKNOWN,
+            "Deploy it, or correct its name, region or qualifier.",
+        ),
+        (status == 413, Code.FUNCTION_LIMIT, ""),  # noqa: PLR2004 - HTTP
+        (300 <= status < 400, Code.PLATFORM_ANSWER, "Check endpoint_url."),  # noqa: PLR2004 - HTTP
+    )
+    found = ((meaning, fix) for fits, meaning, fix in cases if fits)
+    return next(found, (Code.FUNCTION_FAILED, "Look into the function's log."))
 
 
 def _whole(timeout_s: float) -> int:

@@ -26,6 +26,8 @@ from fedless.protocol.tables import Table
 Claims = Callable[[], Awaitable[str]]
 """A fresh one-use claim for each attempt: an attempt that was cut off may have used its own."""
 REPEATED = frozenset({Code.PLATFORM_BUSY, Code.PLATFORM_UNREACHABLE})
+FUNCTION_KEYS = frozenset({"data", "threads", "modes"})
+"""Settings of the called side, which travel in its deployment."""
 RUNTIME_MB = 110
 """What the called side needs beside the bundle's own memory: gRPC, X.509, Python (docs/adapters.md)."""
 TEXT = re.compile(r"[^\x00-\x1f]{1,1024}")
@@ -93,14 +95,18 @@ class Size:
 
 
 class Invoker(ABC):
-    """Invokes one function. `settings` are those of its registration; raises `LocalError(CONFIG_INVALID)`."""
+    """Invokes one function. `settings` are those of its registration; raises `LocalError(CONFIG_INVALID)`.
+
+    `trouble` is what the latest attempt met, while the next one is waited for.
+    """
 
     platform: ClassVar[str]
     limits: ClassVar[Limits]
 
     def __init__(self, client_id: str, settings: Mapping[str, Any]) -> None:
         self.client_id = client_id
-        values = {key: value for key, value in settings.items() if key not in ("data", "threads")}
+        self.trouble: PeerError | None = None
+        values = {key: value for key, value in settings.items() if key not in FUNCTION_KEYS}
         table = Table.root(values)
         most = self.limits
         self.size = Size(
@@ -123,7 +129,7 @@ class Invoker(ABC):
     async def call(self, body: bytes, timeout_s: float) -> Receipt:
         """One attempt. Raises `PeerError` (`error`), with a code of `REPEATED` if another attempt may do."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - most adapters have nothing to close
         """Let go of connections."""
 
     def check(self, needs: Needs, body_bytes: int) -> None:
@@ -160,10 +166,10 @@ class Invoker(ABC):
 
         Returns when the platform has said what it will say. Raises `PeerError`.
         """
-        attempts = 0
+        attempts, self.trouble = 0, None
         left_s = (deadline_ms - clock()) / 1000
         retrying = stamina.retry_context(
-            on=_pause, attempts=None, timeout=max(left_s, 0.001),
+            on=self._pause, attempts=None, timeout=max(left_s, 0.001),
             wait_initial=_FIRST_WAIT_S, wait_max=_LONGEST_WAIT_S, wait_jitter=_JITTER_S,
         )  # fmt: skip
         async for attempt in retrying:
@@ -176,6 +182,15 @@ class Invoker(ABC):
                 self.check(needs or Needs(), len(body))
                 receipt = await self.call(body, min(left_s, self.size.timeout_ms / 1000 + 60))
         return Receipt(receipt.answer, receipt.figures, attempts)
+
+    def _pause(self, error: Exception) -> bool | float:
+        """Whether, and after how many seconds, to try again."""
+        if not isinstance(error, PeerError):
+            return False
+        self.trouble = error
+        if error.code not in REPEATED:
+            return False
+        return error.retry_after_ms / 1000 if error.retry_after_ms else True
 
     def answered(self, values: object) -> Answer:
         """The function's own answer in JSON values. Raises `PeerError(PLATFORM_ANSWER)`."""
@@ -205,10 +220,3 @@ def secret(path: str) -> str:
             f"Expected a secret in {path} ({type(error).__name__}).",
             fix="Check the path.",
         ) from error
-
-
-def _pause(error: Exception) -> bool | float:
-    """Whether, and after how many seconds, to try again."""
-    if not isinstance(error, PeerError) or error.code not in REPEATED:
-        return False
-    return error.retry_after_ms / 1000 if error.retry_after_ms else True

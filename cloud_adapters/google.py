@@ -24,8 +24,10 @@ _DOCS = "cloud.google.com"
 
 
 class Google(WebInvoker):
-    """Settings: `url`, `mode` (http, cloudevent), `audience` (default: the URL), `credentials_file` (a service account's
-    key; empty: the metadata server), `public` (true: no token is sent).
+    """Settings: `url`, `mode` (http, cloudevent), `audience`, `credentials_file`, `public`.
+
+    `audience` is the URL by default; `credentials_file` is a service account's key, and empty means the metadata
+    server; `public` true: no token is sent.
     """
 
     platform = "google"
@@ -80,8 +82,11 @@ class Google(WebInvoker):
         return str(self._credentials.token)
 
     def _load(self, request: google.auth.transport.requests.Request) -> Credentials:
-        if not self._file:
-            return id_token.fetch_id_token_credentials(self._audience, request)
-        return service_account.IDTokenCredentials.from_service_account_file(
-            self._file, target_audience=self._audience
-        )
+        found: Credentials
+        if self._file:
+            found = service_account.IDTokenCredentials.from_service_account_file(
+                self._file, target_audience=self._audience
+            )
+        else:
+            found = id_token.fetch_id_token_credentials(self._audience, request)
+        return found

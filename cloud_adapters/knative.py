@@ -1,4 +1,4 @@
-"""Knative Serving: POST to the service's URL, as plain JSON or as a CloudEvent in binary mode (CloudEvents 1.0, HTTP binding).
+"""Knative Serving: POST to the service's URL, as plain JSON or as a CloudEvent in binary mode (CloudEvents 1.0).
 
 A service that is private to its cluster is reached through its ingress address with a `Host` header (`host`).
 """
@@ -16,7 +16,7 @@ _DOCS = "knative.dev/docs"
 
 
 class Knative(WebInvoker):
-    """Settings: `url`, `mode` (http, cloudevent), `host`, `token_file` (a bearer token, where the ingress asks for one)."""
+    """Settings: `url`, `mode` (http, cloudevent), `host`, `token_file` (a bearer token for the ingress)."""
 
     platform = "knative"
     limits = Limits(

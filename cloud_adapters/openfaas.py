@@ -1,4 +1,4 @@
-"""OpenFaaS: POST to the gateway and wait for the answer (`/function/NAME`), or leave it to its queue (`/async-function/NAME`).
+"""OpenFaaS: POST to the gateway and wait (`/function/NAME`), or leave it to its queue (`/async-function/NAME`).
 
 The queue answers 202 with `X-Call-Id` and, when the function has ended, POSTs its answer to our callback address, with
 `X-Function-Status` and `X-Duration-Seconds` (docs.openfaas.com, "Async"). The gateway proves nothing in that call: it
@@ -21,7 +21,7 @@ _ACCEPTED = 202
 
 
 class OpenFaas(WebInvoker):
-    """Settings: `gateway`, `function`, `mode` (sync, async), `basic_auth_file` (user:password), `callback_url`, `listen`."""
+    """Settings: `gateway`, `function`, `mode` (sync, async), `basic_auth_file`, `callback_url`, `listen`."""
 
     platform = "openfaas"
     limits = Limits(

@@ -23,7 +23,7 @@ _FIRST_POLL_S, _LONGEST_POLL_S, _POLL_GROWTH = 0.25, 5.0, 1.5
 
 
 class OpenWhisk(WebInvoker):
-    """Settings: `api_host` (URL), `namespace` (default `_`), `action` (NAME or PACKAGE/NAME), `auth_file` (uuid:key)."""
+    """Settings: `api_host`, `namespace` (default `_`), `action` (NAME or PACKAGE/NAME), `auth_file` (uuid:key)."""
 
     platform = "openwhisk"
     limits = Limits(

@@ -80,6 +80,10 @@ class CloudFleet:
     def reported(self, round_id: int) -> bool:
         return self.aggregator.rounds[round_id].accepted == 1
 
+    def told(self, count: int) -> bool:
+        """Whether metrics of so many invocations came: each is the last word of one."""
+        return len(self.aggregator.metrics) >= count
+
     async def claim(self, client_id: str, expires_at_ms: int = 0) -> str:
         secret = secret_text(secrets.token_bytes(16))
         self.claims[secret] = GivenClaim(client_id, expires_at_ms or now_ms() + 60_000)

@@ -1,4 +1,4 @@
-"""Azure Functions' entry (Python v2 programming model): `app` has one HTTP trigger, `/api/fedless`, with a function key.
+"""Azure Functions' entry (Python v2 programming model): `app` has one HTTP trigger, `/api/fedless`, behind a key.
 
 The package's `function_app.py` is `from cloud_adapters.handlers.azure import app`.
 """

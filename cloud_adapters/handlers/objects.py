@@ -23,7 +23,7 @@ _PACKAGE = Path(__file__).parents[2]
 
 
 def local_sources(data: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, DataSource]:
-    """The sources with paths on this machine; objects are in `folder` then. Raises `LocalError` DATA_*, CONFIG_INVALID."""
+    """The sources with paths on this machine; objects are in `folder` then. Raises `LocalError` DATA_*."""
     found = {}
     for name, table in data.items():
         source = DataSource.parse(table)

@@ -1,6 +1,6 @@
 """OpenFaaS' entry: the container's own server, which the of-watchdog (mode http) forwards to.
 
-The template python3-http is not used: it would turn JSON into text through `str()`, and our server reads chunked bodies.
+The template python3-http is not used: it turns JSON into text through `str()`. Our server reads chunked bodies.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedless.console.package import package
 from fedless.protocol import bundle_format, manifest
 from fedless.protocol.errors import Code, LocalError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fedless.authoring.model import Model
 
 app = typer.Typer(name="function", help="Begin, build, test, sign and show functions.", no_args_is_help=True)
+app.command()(package)
 
 
 @app.command()

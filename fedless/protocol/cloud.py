@@ -105,7 +105,7 @@ def answer_to_values(answer: Answer) -> dict[str, Any]:
 
 
 def answer_from_values(values: object) -> Answer:
-    """Invoker: the answer in JSON values. Raises `PeerError(PLATFORM_ANSWER)` with what was wrong, not with the values."""
+    """Invoker: the answer in JSON values. Raises `PeerError(PLATFORM_ANSWER)`, which never repeats them."""
     if not isinstance(values, Mapping) or "outcome" not in values:
         raise PeerError(Code.PLATFORM_ANSWER, "Expected a fedless function's answer, found other JSON.")
     if values.get("fedless") != PAYLOAD_VERSION:

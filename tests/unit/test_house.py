@@ -154,7 +154,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "fedless/protocol/crypto.py", "fedless/protocol/identity.py", "aggregator/authority.py",
         "edge_runtime/keystore.py",
     ),
+    "azure.functions": ("cloud_adapters/handlers/azure.py",),
+    "azure.identity": ("cloud_adapters/azure.py",),
     "boto3": ("cloud_adapters/aws_lambda.py",),
+    "google.auth": ("cloud_adapters/google.py",),
+    "httpx": ("cloud_adapters/web.py",),
+    "obstore": ("cloud_adapters/handlers/objects.py",),
     "sqlalchemy": ("aggregator/", "fedless/helper/"),
     "paho": ("aggregator/wake.py", "edge_runtime/"),
     "typer": ("fedless/console/",),
@@ -207,6 +212,8 @@ def test_every_library_is_declared() -> None:
         "PIL": "pillow",
         "tensorflow": "tensorflow_cpu",
         "keras": "tensorflow_cpu",
+        "azure": "azure_core",
+        "botocore": "boto3",
     }
     strays = {
         f"{name}: {what}"

@@ -14,8 +14,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 ROLES = {
     "demo": ("aggregator", "edge"),
-    "test": ("aggregator", "edge", "authoring", "parquet", "images", "dev"),
-}
+    "test": (
+        "aggregator", "edge", "authoring", "parquet", "images", "functions", "aws", "google", "azure",
+        "azure-runtime", "objects", "dev",
+    ),
+}  # fmt: skip
 BOARDS = [
     {"platform_machine": machine, "python_version": minor, "python_full_version": f"{minor}.5"}
     for machine in ("x86_64", "aarch64")

@@ -1,5 +1,7 @@
-"""AWS Lambda twice: the real Runtime Interface Emulator with awslambdaric (the runtime's contract), and
-serverless-offline (the API's: events, unknown functions, limits). Both come without an account and without Docker.
+"""AWS Lambda twice: the real Runtime Interface Emulator, and serverless-offline.
+
+The first, with awslambdaric, has the runtime's contract; the second the API's: events, unknown functions, limits. Both
+come without an account and without Docker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Azure: the real azure-functions library, in a host of ours that does what Functions' host does for an HTTP trigger:
+"""Azure: the real azure-functions library, in a host of ours.
+
+The host does what Functions' host does for an HTTP trigger:
 `x-functions-key`, 404 for other routes, `HttpRequest` in, `HttpResponse` out. The worker itself needs Python 3.13.
 
 Run as `python -m tests.contract.peers.azure PORT KEY`.
@@ -37,10 +39,10 @@ def main(port: int, key: str) -> None:
     from cloud_adapters.handlers.azure import app
 
     functions = {
-        binding.route: function.get_user_function()
+        str(getattr(binding, "route", None)): function.get_user_function()
         for function in app.get_functions()
         for binding in function.get_bindings()
-        if getattr(binding, "route", None)
+        if hasattr(binding, "route")
     }
 
     class Handler(BaseHTTPRequestHandler):

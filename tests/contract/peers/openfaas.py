@@ -1,6 +1,7 @@
-"""OpenFaaS' gateway, small, written from its documentation (the real one needs faasd or Kubernetes): `/function/NAME`
-forwards chunked bodies and adds `X-Call-Id` and `X-Duration-Seconds`; `/async-function/NAME` answers 202 and calls back.
-Behind it is our real container server.
+"""OpenFaaS' gateway, small, written from its documentation (the real one needs faasd or Kubernetes).
+
+`/function/NAME` forwards chunked bodies and adds `X-Call-Id` and `X-Duration-Seconds`; `/async-function/NAME` answers
+202 and calls back. Behind it is our real container server.
 
 Run as `python -m tests.contract.peers.openfaas PORT UPSTREAM USER:PASSWORD`.
 """

@@ -1,5 +1,6 @@
-"""OpenWhisk, small, written from its documented REST API and action contract (the real one needs Docker):
-basic authentication, 404 for unknown actions, 202 with an activation id, 404 for an activation that still runs, then
+"""OpenWhisk, small, written from its documented REST API and action contract (the real one needs Docker).
+
+Basic authentication, 404 for unknown actions, 202 with an activation id, 404 for an activation that still runs, then
 its record with duration and annotations. Parameters over 1 MB are refused. The action is our real entry.
 
 Run as `python -m tests.contract.peers.openwhisk PORT USER:KEY`.

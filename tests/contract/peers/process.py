@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[3]
 CLOUDS = "FEDLESS_CLOUDS"
 """Set by `make test-clouds`: the folder that has .venv-clouds, .venv-clouds-knative and .venv-clouds-tools."""
@@ -34,6 +32,8 @@ def needed(path: str) -> Path:
         message = f"{path} is not installed: run `make test-clouds`"
         if CLOUDS in os.environ:
             raise FileNotFoundError(message)
+        import pytest  # not in the environments that peers run in
+
         pytest.skip(message)
     return found.absolute()  # not resolved: a link into a virtual environment is its interpreter
 
@@ -66,7 +66,7 @@ class Peer:
 
 
 def start(
-    command: Sequence[str | Path],
+    command: Sequence[object],
     port: int,
     folder: Path,
     environment: Mapping[str, str],

@@ -1,4 +1,4 @@
-"""What platforms answer when they should not: each is an error that names adapter, client, what was said, what to do."""
+"""What platforms answer when they should not: errors that name adapter, client, what was said, what to do."""
 
 from __future__ import annotations
 

@@ -1,0 +1,328 @@
+"""A function's package for one platform: our code, pinned wheels for the platform's tag, the deployment; no tensorflow.
+
+Called by `fedless function package`. Wheels come through pip, each checked against its hash in
+`handlers/requirements.txt`; nothing is built from source, so the machine that packages need not be like the platform.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from fedless.protocol.cloud import deployment_from_json
+from fedless.protocol.errors import Code, LocalError
+
+MB = 1 << 20
+LAMBDA_UNZIPPED_MB = 250
+"""docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html: a deployment package, unzipped, with its layers."""
+LAMBDA_UPLOAD_MB = 50
+DEPLOYMENT = "fedless-deployment.json"
+ARCHITECTURES = ("x86_64", "aarch64")
+_GLIBC = range(28, 16, -1)
+"""Wheels for glibc 2.28 (Amazon Linux 2023 has 2.34) and older."""
+_CODE = ("fedless/__init__.py", "fedless/protocol", "fedless/v1", "edge_runtime", "cloud_adapters/__init__.py",
+         "cloud_adapters/handlers")  # fmt: skip
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyi", "*.in", "tests", "*.a", "*.pxd", "include")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Package:
+    """What was made. `size_bytes` is unpacked; `path` is a zip or a folder; `notes` are for people."""
+
+    path: Path
+    size_bytes: int
+    zip_bytes: int
+    commands: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to make: for whom (the deployment's text), where, and for which Python and processor."""
+
+    deployment: str
+    out: Path
+    python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
+    architecture: str = "x86_64"
+
+    @property
+    def name(self) -> str:
+        """The function's name on its platform."""
+        return f"fedless-{deployment_from_json(self.deployment).client_id}"
+
+
+def package(target: str, wanted: Wanted) -> Package:
+    """Make the package of a platform under `wanted.out`, which must not exist yet.
+
+    Raises `LocalError` CONFIG_INVALID, STATE_EXISTS, NOT_INSTALLED (no pip), FUNCTION_LIMIT (too large for Lambda).
+    """
+    make = TARGETS.get(target)
+    if make is None or wanted.architecture not in ARCHITECTURES:
+        detail = f"Expected a target of {', '.join(TARGETS)} for {' or '.join(ARCHITECTURES)}."
+        raise LocalError(Code.CONFIG_INVALID, detail)
+    deployment_from_json(wanted.deployment)
+    if wanted.out.exists():
+        raise LocalError(Code.STATE_EXISTS, f"{wanted.out} exists.", fix="Name another --out, or remove it.")
+    wanted.out.mkdir(parents=True)
+    try:
+        return make(wanted)
+    except BaseException:
+        shutil.rmtree(wanted.out, ignore_errors=True)
+        raise
+
+
+def _aws_lambda(wanted: Wanted) -> Package:
+    content = wanted.out / "content"
+    _wheels(wanted, content)
+    _code(wanted, content)
+    size = _size(content)
+    if size > LAMBDA_UNZIPPED_MB * MB:
+        raise LocalError(
+            Code.FUNCTION_LIMIT,
+            f"{size / MB:.0f} MB unzipped; Lambda takes {LAMBDA_UNZIPPED_MB} MB.",
+            fix="Use a container image: --target knative makes a context that Lambda's web adapter can run, too.",
+        )
+    archive = _zip(content, wanted.out / "function.zip")
+    zipped = archive.stat().st_size
+    name, arm = wanted.name, wanted.architecture == "aarch64"
+    create = (
+        f"aws lambda create-function --function-name {name} --runtime python{wanted.python} "
+        f"--handler cloud_adapters.handlers.aws_lambda.handler --memory-size 1024 --timeout 900 "
+        f"--architectures {'arm64' if arm else 'x86_64'} --role ROLE_ARN "
+    )
+    if zipped > LAMBDA_UPLOAD_MB * MB:
+        upload = f"aws s3 cp {archive} s3://BUCKET/{name}.zip"
+        commands: tuple[str, ...] = (upload, create + f"--code S3Bucket=BUCKET,S3Key={name}.zip")
+    else:
+        commands = (create + f"--zip-file fileb://{archive}",)
+    shutil.rmtree(content)
+    return Package(archive, size, zipped, commands, ("Or apply deploy/cloud/aws-lambda with Terraform.",))
+
+
+def _azure(wanted: Wanted) -> Package:
+    content = wanted.out / "app"
+    _wheels(wanted, content / ".python_packages" / "lib" / "site-packages", _AZURE)
+    _code(wanted, content)
+    (content / "function_app.py").write_text(
+        "from cloud_adapters.handlers.azure import app\n\n__all__ = ['app']\n"
+    )
+    (content / "host.json").write_text(_HOST_JSON)
+    size = _size(content)
+    archive = _zip(content, wanted.out / "app.zip")
+    shutil.rmtree(content)
+    command = f"az functionapp deployment source config-zip --resource-group GROUP --name {wanted.name} --src {archive}"
+    notes = (f"The app must run Linux, Python {wanted.python}; deploy/cloud/azure has a Bicep file for it.",)
+    return Package(archive, size, archive.stat().st_size, (command,), notes)
+
+
+def _google(wanted: Wanted) -> Package:
+    content = wanted.out / "source"
+    _code(wanted, content)
+    (content / "main.py").write_text(
+        "from cloud_adapters.handlers.google import fedless, fedless_event\n\n__all__ = ['fedless', 'fedless_event']\n"
+    )
+    pins = [_pins(), *([_pins("objects.txt")] if _has_objects(wanted) else [])]
+    (content / "requirements.txt").write_text("".join(path.read_text(encoding="utf-8") for path in pins))
+    runtime = "python" + wanted.python.replace(".", "")
+    command = (
+        f"gcloud functions deploy {wanted.name} --gen2 --runtime {runtime} --source {content} --entry-point fedless "
+        "--trigger-http --no-allow-unauthenticated --memory 1Gi --cpu 1 --concurrency 1 --timeout 3600 "
+        "--set-env-vars FEDLESS_TIMEOUT_S=3600"
+    )
+    return Package(
+        content,
+        _size(content),
+        0,
+        (command,),
+        ("Google's builder adds functions-framework and installs the pinned wheels.",),
+    )
+
+
+def _container(wanted: Wanted, start: str) -> Path:
+    """A context: an image of this Python, the wheels and the code; `start` is the end of its Dockerfile."""
+    context = wanted.out / "context"
+    _wheels(wanted, context / "site")
+    _code(wanted, context / "site")
+    text = resources.files("cloud_adapters.handlers").joinpath("Containerfile").read_text(encoding="utf-8")
+    (context / "Dockerfile").write_text(text.replace("@PYTHON@", wanted.python) + start)
+    return context
+
+
+def _openfaas(wanted: Wanted) -> Package:
+    context = _container(wanted, _WATCHDOG)
+    image, name = f"REGISTRY/{wanted.name}:latest", wanted.name
+    (wanted.out / "stack.yml").write_text(_STACK.format(name=name, image=image))
+    commands = (
+        *_build(wanted, context, image),
+        f"faas-cli deploy -f {wanted.out / 'stack.yml'}",
+    )
+    return Package(context, _size(context), 0, commands)
+
+
+def _knative(wanted: Wanted) -> Package:
+    context = _container(wanted, _SERVER)
+    image, name = f"REGISTRY/{wanted.name}:latest", wanted.name
+    (wanted.out / "service.yaml").write_text(_SERVICE.format(name=name, image=image))
+    commands = (*_build(wanted, context, image), f"kubectl apply -f {wanted.out / 'service.yaml'}")
+    return Package(context, _size(context), 0, commands)
+
+
+def _openwhisk(wanted: Wanted) -> Package:
+    """The wheels are larger than the 48 MB that an action's code may have: they go into the action's image."""
+    context = wanted.out / "context"
+    _wheels(wanted, context / "site")
+    (context / "Dockerfile").write_text(
+        f"FROM openwhisk/action-python-v{wanted.python}\nCOPY site /opt/fedless\nENV PYTHONPATH=/opt/fedless\n"
+    )
+    content = wanted.out / "content"
+    _code(wanted, content)
+    (content / "__main__.py").write_text(
+        "from cloud_adapters.handlers.openwhisk import main\n\n__all__ = ['main']\n"
+    )
+    archive = _zip(content, wanted.out / "action.zip")
+    size = _size(context) + _size(content)
+    shutil.rmtree(content)
+    image = f"REGISTRY/{wanted.name}:latest"
+    commands = (
+        *_build(wanted, context, image),
+        f"wsk action create {wanted.name} {archive} --docker {image} --main main --memory 512 --timeout 600000",
+    )
+    return Package(archive, size, archive.stat().st_size, commands)
+
+
+TARGETS: dict[str, Callable[[Wanted], Package]] = {
+    "aws-lambda": _aws_lambda,
+    "azure": _azure,
+    "google": _google,
+    "knative": _knative,
+    "openfaas": _openfaas,
+    "openwhisk": _openwhisk,
+}
+_AZURE = ("azure-functions",)
+_HOST_JSON = """\
+{
+  "version": "2.0",
+  "functionTimeout": "00:10:00",
+  "extensions": {"http": {"maxConcurrentRequests": 1}}
+}
+"""
+_SERVER = 'CMD ["python", "-m", "cloud_adapters.handlers.server"]\n'
+_WATCHDOG = """\
+COPY --from=ghcr.io/openfaas/of-watchdog:0.10.7 /fwatchdog /usr/bin/fwatchdog
+ENV PORT=8081 mode=http upstream_url=http://127.0.0.1:8081 exec_timeout=1h read_timeout=1h write_timeout=1h \\
+    max_inflight=1 fprocess="python -m cloud_adapters.handlers.openfaas"
+ENTRYPOINT ["fwatchdog"]
+"""
+_STACK = """\
+version: 1.0
+provider: {{name: openfaas}}
+functions:
+  {name}:
+    image: {image}
+    skip_build: true
+    limits: {{memory: 1Gi}}
+    environment: {{exec_timeout: 1h, read_timeout: 1h, write_timeout: 1h}}
+"""
+_SERVICE = """\
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata:
+  name: {name}
+spec:
+  template:
+    spec:
+      containerConcurrency: 1
+      timeoutSeconds: 600
+      containers:
+        - image: {image}
+          env:
+            - {{name: FEDLESS_TIMEOUT_S, value: "600"}}
+          resources:
+            limits: {{memory: 1Gi, cpu: "1"}}
+"""
+
+
+def _build(wanted: Wanted, context: Path, image: str) -> tuple[str, str]:
+    platform = "linux/arm64" if wanted.architecture == "aarch64" else "linux/amd64"
+    return f"docker build --platform {platform} -t {image} {context}", f"docker push {image}"
+
+
+def _has_objects(wanted: Wanted) -> bool:
+    """Whether the function reads its data from an object store."""
+    return any(
+        "://" in str(table.get("path")) for table in deployment_from_json(wanted.deployment).data.values()
+    )
+
+
+def _pins(name: str = "requirements.txt") -> Path:
+    return Path(__file__).parent / "handlers" / name
+
+
+def _wheels(wanted: Wanted, target: Path, further: tuple[str, ...] = ()) -> None:
+    """Install the pinned wheels, and a platform's own library, for the platform's tag."""
+    tags = [f"manylinux_2_{minor}_{wanted.architecture}" for minor in _GLIBC]
+    tags += [f"manylinux2014_{wanted.architecture}", "any"]
+    common = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
+        "--only-binary", ":all:", "--target", str(target), "--upgrade", "--python-version", wanted.python,
+        "--implementation", "cp", *(word for tag in tags for word in ("--platform", tag)),
+    ]  # fmt: skip
+    _pip([*common, "--require-hashes", "-r", str(_pins())])
+    if _has_objects(wanted):
+        _pip([*common, "--require-hashes", "-r", str(_pins("objects.txt"))])
+    if further:
+        _pip([*common, *further])
+    for unused in ("bin", "share"):
+        shutil.rmtree(target / unused, ignore_errors=True)
+    for folder in sorted(target.rglob("tests"), reverse=True):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def _pip(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-400:]
+        raise LocalError(
+            Code.NOT_INSTALLED, f"pip could not install the function's wheels: {said}",
+            fix="Is pip in this environment, and may this machine reach a package index?",
+        )  # fmt: skip
+
+
+def _code(wanted: Wanted, target: Path) -> None:
+    """Our own packages, as far as a function needs them, and what it is deployed with."""
+    root = Path(__file__).parents[1]
+    for name in _CODE:
+        source, place = root / name, target / name
+        if source.is_dir():
+            shutil.copytree(source, place, ignore=_LEFT_OUT)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, place)
+    (target / DEPLOYMENT).write_text(wanted.deployment, encoding="utf-8")
+
+
+def _zip(folder: Path, archive: Path) -> Path:
+    """The same content gives the same bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as zipped:
+        for path in sorted(_files(folder)):
+            entry = zipfile.ZipInfo(str(path.relative_to(folder)), _EPOCH)
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            zipped.writestr(entry, path.read_bytes())
+    return archive
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
