@@ -1,7 +1,7 @@
 """Cloud functions join a fleet: registration once, a claim and a short certificate for each invocation.
 
 A function has no identity of its own. Whoever holds a wake-up's payload may exchange its claim, once and until the
-round's deadline, for a certificate of role `function` that ends then, too. Called by `enrollment` (its Registrar
+round's deadline, for a certificate of role `function` that ends soon after. Called by `enrollment` (its Registrar
 serves the exchange), by the Operator service, and by `invoke` for the claims.
 """
 
@@ -25,6 +25,8 @@ from fedless.protocol.cloud import Deployment, deployment_to_json
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Mode, PolicyMessage, SigningKey
 
+CLOSE_WINDOW_MS = 300_000
+"""A function's certificate outlives its claim by this: in helper mode it is looked at again when the round closes."""
 CLAIM_MS_MAX = 24 * 3_600_000
 SETTINGS_BYTES_MAX = 64 * 1024
 THREADS_MAX = 64
@@ -92,9 +94,9 @@ class Functions:
         return Claim(address, self._authority.digest, secret).text
 
     def issue(self, client_id: str, csr_der: bytes, until_ms: int) -> Issued:
-        """A certificate for one invocation, which ends when its claim would have; raises `PeerError` BAD_CSR."""
+        """A certificate for one invocation: to its claim's end and the close window; raises `PeerError` BAD_CSR."""
         name = identity.Name(self._authority.fleet, identity.Role.FUNCTION, client_id)
-        return self._authority.issue_until(name, csr_der, until_ms)
+        return self._authority.issue_until(name, csr_der, until_ms + CLOSE_WINDOW_MS)
 
 
 def is_function(connection: Connection, client_id: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from fedless.authoring.sign import pack_and_sign
+from fedless.console.link import RunInfo
 from fedless.protocol.errors import Code
 from tests.contract.peers.process import PYTHON, Peer, free_port, start
+from tests.real.test_helper_rounds import CLIENTS, HelperProcess, enroll, nonces, take_part
+from tests.real.test_helper_rounds import TASK as HELPED
 from tests.running_fleet import ROOT, RunningFleet, fedless, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -63,15 +67,21 @@ def add(fleet: RunningFleet, client_id: str, folder: Path, **settings: Any) -> P
     return out
 
 
-def test_functions_train_and_a_dead_one_costs_its_place_only(fleet: RunningFleet, tmp_path: Path) -> None:
-    pytest.importorskip("obstore")
+def serve(fleet: RunningFleet, tmp_path: Path, modes: list[str]) -> list[Any]:
+    """Two functions, registered and running."""
     processes = []
     for number in (1, 2):
         port, folder = free_port(), tmp_path / f"fn-{number}"
-        deployment = add(fleet, f"fn-{number}", folder, url=f"http://127.0.0.1:{port}/")
+        deployment = add(fleet, f"fn-{number}", folder, url=f"http://127.0.0.1:{port}/", modes=modes)
         environment = {"FEDLESS_DEPLOYMENT": str(deployment), "FEDLESS_SCRATCH": str(folder / "scratch"),
                        "PORT": str(port), "FEDLESS_TIMEOUT_S": "60"}  # fmt: skip
         processes.append(start([PYTHON, "-m", "cloud_adapters.handlers.server"], port, folder, environment))
+    return processes
+
+
+def test_functions_train_and_a_dead_one_costs_its_place_only(fleet: RunningFleet, tmp_path: Path) -> None:
+    pytest.importorskip("obstore")
+    processes = serve(fleet, tmp_path, ["plain"])
     add(fleet, "fn-gone", tmp_path / "fn-gone", url=f"http://127.0.0.1:{free_port()}/")
     try:
         with fleet.operator() as operator:
@@ -99,15 +109,23 @@ def test_functions_train_and_a_dead_one_costs_its_place_only(fleet: RunningFleet
 def train(fleet: RunningFleet, tmp_path: Path) -> list[dict[str, Any]]:
     """A whole run; its events."""
     (tmp_path / "f.bundle").write_bytes(pack_and_sign(FUNCTION, fleet.folder / "publisher" / "publisher.key"))
-    (tmp_path / "task.toml").write_text(TASK.format(function=FUNCTION))
+    begin(fleet, tmp_path, TASK.format(function=FUNCTION))
+    info, events = result(fleet)
+    assert (info.state, info.model_version) == ("finished", 2), info.reason
+    return events
+
+
+def begin(fleet: RunningFleet, tmp_path: Path, task: str) -> None:
+    (tmp_path / "task.toml").write_text(task)
     begun = fedless("run", "start", tmp_path / "task.toml", "--fleet", fleet.folder)
     assert begun.returncode == 0, begun.stderr
+
+
+def result(fleet: RunningFleet) -> tuple[RunInfo, list[dict[str, Any]]]:
     with fleet.operator() as operator:
         run_id = operator.runs()[0].run_id
         wait_until(lambda: operator.run(run_id).state != "running", 120)
-        info = operator.run(run_id)
-        assert (info.state, info.model_version) == ("finished", 2), info.reason
-        return [
+        events = [
             {
                 "event": event.event,
                 "round": event.round_id,
@@ -116,3 +134,37 @@ def train(fleet: RunningFleet, tmp_path: Path) -> list[dict[str, Any]]:
             }
             for event in operator.watch(run_id)
         ]
+        return operator.run(run_id), events
+
+
+def test_functions_and_devices_in_one_masked_round(tmp_path: Path) -> None:
+    """Helper mode: one message from each, nothing to keep; the helper sees certificates of both roles."""
+    pytest.importorskip("obstore")
+    fleet = RunningFleet(tmp_path / "home")
+    second = HelperProcess(tmp_path / "helper", fleet)
+    processes: list[Any] = []
+    try:
+        second.start()
+        second.introduce()
+        fleet.start()
+        processes = serve(fleet, tmp_path, ["helper"])
+        members = [enroll(fleet, f"client-{number}", second.pin) for number in range(CLIENTS)]
+        begin(fleet, tmp_path, HELPED.replace(f"size = {CLIENTS}", f"size = {CLIENTS + 2}"))
+        wait_until(lambda: len(nonces(fleet)) == CLIENTS + 2)
+        woken = nonces(fleet)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asked = [
+                pool.submit(take_part, fleet, number, who, woken[f"client-{number}"])
+                for number, who in enumerate(members)
+            ]
+            for one in asked:
+                one.result()
+        info, events = result(fleet)
+        found = (info.state, info.rounds[0].mode, info.rounds[0].reported)
+        assert found == ("finished", "helper", CLIENTS + 2), fleet.log.read_text()[-3000:]
+        told = {event["client"]: event["outcome"] for event in events if event["event"] == "invocation_ended"}
+        assert told == {"fn-1": "reported", "fn-2": "reported"}
+    finally:
+        Peer("knative", {}, processes).stop()
+        second.kill()
+        fleet.close()
