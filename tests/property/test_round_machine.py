@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,7 +26,9 @@ def nonce(client_id: str) -> bytes:
 class RoundMachine(RuleBasedStateMachine):
     """Keeps beside the round what an onlooker who believes nothing would write down."""
 
-    mode, closed, opens = Mode.PLAIN, Phase.COMMITTING, e.CommitModel
+    mode: ClassVar[Mode] = Mode.PLAIN
+    closed: ClassVar[Phase] = Phase.COMMITTING
+    opens: ClassVar[type] = e.CommitModel
 
     @initialize(goal=st.integers(1, 5), minimum=st.integers(1, 5), grace=st.floats(0, 3))
     def open(self, goal: int, minimum: int, grace: float) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from aggregator.store import masks
-from fedless.protocol.errors import Code
+from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import CheckIn
 from fedless.protocol.secagg import codec
+from fedless.protocol.secagg.keys import slot_secrets
 from fedless.protocol.secagg.messages import MaskedReport
 from fedless.protocol.secagg.shamir import SHARE_BYTES
 from fedless.protocol.secagg.state import ClientState, Mark
-from tests.simulation.masked_world import DEADLINE_MS, SETUP_MS, UNMASK_MS, MaskedWorld, masked_task
-from tests.simulation.world import refusal_of
+from tests.simulation.masked_world import (
+    DEADLINE_MS,
+    SETUP_MS,
+    UNMASK_MS,
+    MaskedClient,
+    MaskedWorld,
+    masked_task,
+)
+from tests.simulation.world import pieces, refusal_of
 
 EVERYBODY = [f"client-{n}" for n in range(8)]
 
@@ -367,3 +378,74 @@ async def test_update_beyond_what_the_ring_holds_is_refused_with_an_explanation(
     info = await masked_world.ended(run_id)
     assert info.state == "failed"
     assert info.reason.startswith("ring_overflow: 8 clients with coordinates up to 100000")
+
+
+async def test_truncated_over_long_and_corrupted_masked_uploads_are_refused(
+    masked_world: MaskedWorld,
+) -> None:
+    """None of them leaves a trace in the sum; the right bytes may still come."""
+    cut, long, spoiled = masked_world.clients[:3]
+    for client in (cut, long, spoiled):
+        client.leaves_before = "report"
+    run_id = await masked_world.begin()
+    await masked_world.happened("report_arrived", 5)
+
+    async def upload(client: MaskedClient, change: Callable[[bytes], bytes]) -> Code:
+        [(round_id, (header, data))] = client.outbox.items()
+        assert await masked_world.coordinator.begin_report(client.id, header) == (0, False)
+        sending = masked_world.coordinator.put_report(client.id, round_id, 0, pieces(change(data)))
+        return await refusal_of(sending)
+
+    assert await upload(cut, lambda data: data[:-1]) is Code.WRONG_LENGTH
+    assert await upload(long, lambda data: data + b"\0") is Code.WRONG_LENGTH
+    assert await upload(spoiled, lambda data: bytes([data[0] ^ 1]) + data[1:]) is Code.WRONG_DIGEST
+    for client in (cut, long, spoiled):
+        client.come_back()
+    await masked_world.ended(run_id)
+    await masked_world.shared(run_id, EVERYBODY)
+
+
+async def test_secrets_are_in_no_log_event_repr_or_error(masked_world: MaskedWorld) -> None:
+    """A round with a liar, a dropout and refusals; then everything that was said is searched for what was secret."""
+    masked_world.clients[0].falsify = lambda shares: shares[SHARE_BYTES:] + shares[:SHARE_BYTES]
+    masked_world.clients[2].leaves_before = "report"
+    said: list[object] = []
+    with structlog.testing.capture_logs() as lines:
+        run_id = await masked_world.begin()
+        await masked_world.happened("report_arrived", 7)
+        late = masked_world.clients[2]
+        [(round_id, (header, _))] = late.outbox.items()
+        wrong = replace(header, masked=masked_world.clients[1].outbox[round_id][0].masked)
+        with pytest.raises(PeerError) as refusal:
+            await masked_world.coordinator.begin_report(late.id, wrong)
+        said += [str(refusal.value), repr(refusal.value)]
+        await masked_world.pass_time(DEADLINE_MS)
+        await masked_world.happened("unmask_requested")
+        [asking] = await masked_world.masked(run_id)
+        said += [repr(asking), repr(await masked_world.key_epochs(run_id))]
+        await masked_world.ended(run_id)
+    assert len(lines) > 20
+    said += [lines, [event.fields async for event in masked_world.runs.watch(run_id)]]
+    said += [repr(client.state) for client in masked_world.clients]
+    text = repr(said)
+    assert "unmask_requested" in repr([event.event async for event in masked_world.runs.watch(run_id)])
+    for client in masked_world.clients:
+        for secret in secrets_of(client):
+            for written in (
+                repr(secret),
+                repr(secret)[2:-1],
+                secret.hex(),
+                base64.b64encode(secret).decode(),
+            ):
+                assert written not in text
+
+
+def secrets_of(client: MaskedClient) -> list[bytes]:
+    """What nobody may read: the chain key, the slot's secrets, and the shares that were handed out."""
+    epoch = client.images[0].epochs[-1]
+    [slot] = epoch.slots
+    assert slot.mask_shares
+    own = slot_secrets(epoch.chain_key, 0)
+    shares = [slot.mask_shares[at : at + SHARE_BYTES] for at in range(0, len(slot.mask_shares), SHARE_BYTES)]
+    shares += [slot.self_shares[at : at + SHARE_BYTES] for at in range(0, len(slot.self_shares), SHARE_BYTES)]
+    return [epoch.chain_key, own.mask_private, own.self_seed, *shares]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ async def test_set_up_with_too_few_fails_by_name_and_the_run_does_not_hang(
     for epoch in await masked_world.key_epochs(run_id):
         assert epoch.reason.startswith("too_few: Expected ")
         assert "8" in epoch.reason
-        assert await masked_world.database.run(lambda c, e=epoch: masks.load_shares(c, e.epoch)) == {}
+        assert await masked_world.database.run(partial(masks.load_shares, epoch=epoch.epoch)) == {}
 
 
 async def test_fleet_too_small_for_masks_is_never_left_waiting_silently(masked_world: MaskedWorld) -> None:
