@@ -81,7 +81,8 @@ async def test_server_restart_after_each_of_many_steps(masked_world: MaskedWorld
     masked_world.kill_after("unmask_answered", 3)
     await masked_world.pass_time(DEADLINE_MS)
     await masked_world.die()
-    await masked_world.ended(run_id)
+    info = await masked_world.ended(run_id)
+    assert (info.model_version, len(info.rounds)) == (1, 1)
     await masked_world.shared(run_id, EVERYBODY[:6])
 
 
