@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from edge_runtime.alone import alone
 from edge_runtime.log import say
 from edge_runtime.participant import (
     BUSY_EXIT,
     WAKE_BYTES_MAX,
     Participant,
     WakeUp,
-    alone,
     log_step,
     open_starts,
     stop,

@@ -11,22 +11,21 @@ as soon as a ticket is verified, and gRPC is imported while the instance imports
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from edge_runtime.alone import alone
 from edge_runtime.clock import not_before
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
-from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.errors import Code, FedlessError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
@@ -331,19 +330,6 @@ def open_starts(state: Path) -> Starts:
     from edge_runtime.starts import Starts
 
     return Starts(state, Functions(state))
-
-
-@contextmanager
-def alone(state: Path) -> Iterator[None]:
-    """Hold `DIR/participant.lock`. Raises `LocalError(BUSY)` if another participant has it."""
-    descriptor = os.open(state / "participant.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise LocalError(Code.BUSY, "Another participant works on this state directory.") from error
-    finally:
-        os.close(descriptor)
 
 
 def log_step(step: str, round_id: int) -> None:
