@@ -20,11 +20,13 @@ from aggregator import strategies
 from aggregator.completion import Completion
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
-from aggregator.masked import MaskedMode, Plan, mode_of
+from aggregator.masked import Choose, MaskedMode, Plan, mode_of
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
-from aggregator.selection import SELECTIONS
-from aggregator.store import history, masks, rounds, runs
+from aggregator.selection import LOOK_BACK, SELECTIONS
+from aggregator.selection.draw import Draw
+from aggregator.selection.uniform import uniform
+from aggregator.store import history, masks, participation, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.tasks import TaskSettings
 from fedless.protocol import wire
@@ -93,7 +95,6 @@ class Driver:
         if candidates is None:
             return None
         goal = cohort.goal(len(candidates))
-        chosen = SELECTIONS[cohort.selection](candidates, cohort.selected(goal), self._means.random(32))
         model, number = await self._store(
             lambda c: (runs.newest_model(c, self._run.run_id), rounds.next_number(c, self._run.run_id))
         )
@@ -101,14 +102,32 @@ class Driver:
         terms = replace(terms, goal=goal, minimum=cohort.minimum(goal), parameters=self._task.parameters)
         if self._masked is not None:
             return await self._open_masked(self._masked, terms, model, candidates)
+        choose = await self._choice(terms, candidates)
+        chosen = choose(cohort.selected(goal), self._means.random(32))
         return await self._means.coordinator.open(terms, chosen)
+
+    async def _choice(self, terms: Terms, candidates: Sequence[ClientRecord]) -> Choose:
+        """How the task draws clients for this round."""
+        name, histories = self._settings.cohort.selection, {}
+        if name in LOOK_BACK:
+            histories = await self._store(lambda c: participation.histories(c, terms.run_id))
+        progress = terms.model_version / self._settings.rounds
+
+        def choose(count: int, randomness: bytes) -> list[str]:
+            draw = Draw(count, randomness, terms.number, progress, histories)
+            return SELECTIONS[name](candidates, draw)
+
+        return choose
 
     async def _open_masked(
         self, mode: MaskedMode, terms: Terms, model: ModelRecord, candidates: Sequence[ClientRecord]
     ) -> int | None:
         """Prepares and opens a masked round; None if it cannot be prepared, which is tried again, and bounded."""
+        choose = await self._choice(terms, candidates)
         try:
-            prepared = await mode.prepare(Plan(terms, self._settings, self._run.task, model, candidates))
+            prepared = await mode.prepare(
+                Plan(terms, self._settings, self._run.task, model, candidates, choose)
+            )
         except PeerError as error:
             self._setups_failed += 1
             if error.code is not Code.TOO_FEW or self._setups_failed >= self._settings.round.abandon_limit:
@@ -131,7 +150,7 @@ class Driver:
         if not candidates:
             return None
         count = min(self._settings.evaluation.devices, len(candidates))
-        chosen = SELECTIONS["uniform"](candidates, count, self._means.random(32))
+        chosen = uniform(candidates, Draw(count, self._means.random(32)))
         deadline_s = self._settings.evaluation.deadline_s
         terms = self._terms(Kind.EVALUATE, trained.number, version, deadline_s)
         if self._masked is not None:

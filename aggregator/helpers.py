@@ -25,7 +25,6 @@ from aggregator.masked import Plan, Prepared, encoding_of
 from aggregator.members import Stage, Terms
 from aggregator.pairwise import Change
 from aggregator.round import Round
-from aggregator.selection import SELECTIONS
 from aggregator.store import helper_rounds as store
 from aggregator.store import history
 from aggregator.store.engine import Database
@@ -100,7 +99,7 @@ class HelperRounds:
         cohort, least = plan.settings.cohort, plan.settings.secagg.minimum
         wanted = plan.terms.goal if plan.terms.kind is Kind.TRAIN else plan.settings.evaluation.devices
         goal, minimum = max(wanted, least), max(plan.terms.minimum, least)
-        chosen = SELECTIONS[cohort.selection](plan.candidates, cohort.selected(goal), self._random(32))
+        chosen = plan.choose(cohort.selected(goal), self._random(32))
         if len(chosen) < minimum:
             raise PeerError(Code.TOO_FEW, f"{len(chosen)} clients are at hand, at least {minimum} needed.")
         encoding = encoding_of(plan, len(chosen))

@@ -7,7 +7,7 @@ other, and its sum is opened after its reports are closed. `helpers.py` answers 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,6 @@ from aggregator.live import MaskedRounds
 from aggregator.members import Terms
 from aggregator.pairwise import Change, PairwiseRounds
 from aggregator.round import Round
-from aggregator.selection import SELECTIONS
 from aggregator.store.records import ModelRecord
 from aggregator.tasks import TaskSettings
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -27,6 +26,9 @@ from fedless.protocol.secagg import ring
 from fedless.protocol.secagg.epochs import COHORT_MAX
 from fedless.protocol.secagg.messages import RoundOpen
 from fedless.protocol.secagg.ring import Decoded, Extra, RingEncoding
+
+Choose = Callable[[int, bytes], list[str]]
+"""So many of a plan's candidates, as its task's selection draws them with 32 random bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Plan:
     task: bytes
     model: ModelRecord
     candidates: Sequence[ClientRecord]
+    choose: Choose
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Pairwise:
         if wanted > COHORT_MAX:
             detail = f"Expected a cohort of at most {COHORT_MAX} in pairwise mode, found {wanted}."
             raise PeerError(Code.OUT_OF_RANGE, detail, fix="Lower cohort.size, or use helper mode.")
-        chosen = SELECTIONS[cohort.selection](plan.candidates, wanted, self._random(32))
+        chosen = plan.choose(wanted, self._random(32))
         return await self._epochs.open(
             plan.terms,
             chosen,

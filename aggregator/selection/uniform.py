@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from aggregator.interfaces import ClientRecord
+from aggregator.selection.draw import Draw, shuffled
 
 
-def uniform(candidates: Sequence[ClientRecord], count: int, randomness: bytes) -> list[str]:
-    """The ids of `count` candidates (or all, if fewer), without repetition, sorted.
-
-    `randomness` is 32 bytes; the same bytes and candidates give the same choice.
-    """
-    generator = np.random.default_rng(int.from_bytes(randomness))
-    chosen = generator.choice(len(candidates), size=min(count, len(candidates)), replace=False)
-    return sorted(candidates[int(index)].client_id for index in chosen)
+def uniform(candidates: Sequence[ClientRecord], draw: Draw) -> list[str]:
+    """The ids of `draw.count` candidates (or all, if fewer), without repetition, sorted."""
+    order = shuffled([record.client_id for record in candidates], draw.generator())
+    return sorted(order[: draw.count])

@@ -2,7 +2,7 @@
 
 Algorithm 2 there, with d the mean update: m <- beta1 m + (1 - beta1) d; v as each rule has it, from tau^2;
 x <- x + learning_rate m / (sqrt(v) + tau). There is no bias correction in it. The defaults of beta1, beta2 and tau are
-the paper's (section 5); its best learning rates differ from task to task by powers of ten.
+those of the paper's experiments; its best learning rates differ from task to task by powers of ten.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FedAdagrad(Strategy):
         return {"momentum": 0.0, "second_moment": self.tau**2}
 
     def step(self, model: Floats, mean: Doubles, state: Sequence[Floats]) -> tuple[Floats, Sequence[Floats]]:
-        """Algorithm 2's lines 10 to 14 in float64."""
+        """Algorithm 2's step on the server, in float64."""
         momentum = self.beta1 * state[0].astype(np.float64) + (1 - self.beta1) * mean
         second = self._second_moment(state[1].astype(np.float64), mean**2)
         new = model + self.learning_rate * momentum / (np.sqrt(second) + self.tau)

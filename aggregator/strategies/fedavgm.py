@@ -1,7 +1,7 @@
 """*Pure.* FedAvgM: Hsu et al., Measuring the Effects of Non-Identical Data Distribution for Federated Visual
 Classification, 2019.
 
-Section 4.3 there: v <- beta v + dw, w <- w - v, with dw the mean of w_t - w^k. Reports are deltas w^k - w_t here, so
+There: v <- beta v + dw, w <- w - v, with dw the mean of w_t - w^k. Reports are deltas w^k - w_t here, so
 signs turn: v <- momentum v + mean, w <- w + learning_rate v. A learning rate of 1 is the paper's.
 """  # noqa: D205
 

@@ -65,7 +65,7 @@ class TrimmedMean(Robust):
 @dataclass(frozen=True)
 class NormClipping(Robust):
     """The mean of updates whose L2 norms are scaled down to `norm`: Sun et al., Can You Really Backdoor Federated
-    Learning?, 2019, section 4.
+    Learning?, 2019.
     """  # noqa: D205
 
     norm: float
@@ -82,9 +82,9 @@ class NormClipping(Robust):
 class Krum(Robust):
     """The mean of the `keep` updates that are nearest to their neighbours; 1 is Krum, more is Multi-Krum.
 
-    Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017, section 4: with n
-    clients of which f = `byzantine` may lie, 2f + 2 < n, the score of an update is the sum of its squared distances to
-    the n - f - 2 nearest other ones.
+    Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017: with n clients of
+    which f = `byzantine` may lie, 2f + 2 < n, the score of an update is the sum of its squared distances to the
+    n - f - 2 nearest other ones.
     """
 
     byzantine: int

@@ -60,7 +60,7 @@ def test_the_next_model_is_the_weighted_mean_of_the_clients_weights(name: str) -
 
 
 def test_fedavgm_is_the_papers_momentum() -> None:
-    """Hsu et al. 2019, section 4.3: v = 1, 0.5 + 2, 1.25 - 1; w is the running sum of v, times the learning rate."""
+    """Hsu et al. 2019: v = 1, 0.5 + 2, 1.25 - 1; w is the running sum of v, times the learning rate."""
     told = steps(make("fedavgm", {"momentum": 0.5, "learning_rate": 2.0}), [1.0, 2.0, -1.0])
     assert told == [[2.0, 1.0], [7.0, 2.5], [7.5, 0.25]]
 
@@ -98,7 +98,7 @@ def test_fedyogi_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
 def test_adaptive_defaults_are_the_papers(name: str) -> None:
-    """Section 5 there: beta1 0.9 (0 for FedAdagrad), beta2 0.99, tau 0.001; v begins with tau^2."""
+    """The paper's experiments: beta1 0.9 (0 for FedAdagrad), beta2 0.99, tau 0.001; v begins with tau^2."""
     strategy = make(name, {})
     assert strategy.state == {"momentum": 0.0, "second_moment": 1e-6}
     told = {

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from aggregator import tasks
+from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError
@@ -63,7 +64,7 @@ def test_several_mistakes_are_told_at_once() -> None:
         "roundz: unknown key",
         f"strategy: expected one of {', '.join(STRATEGIES)}, found 'fedfoo'",
         "cohort.size: expected greater than or equal to 0, found '-1'",
-        "cohort.selection: expected one of uniform, found 'psychic'",
+        f"cohort.selection: expected one of {', '.join(SELECTIONS)}, found 'psychic'",
         "client.optimizer: expected 'sgd', 'momentum' or 'adam', found 'lion'",
         "client.learning_rate: expected a valid number, found 'fast'",
     ):

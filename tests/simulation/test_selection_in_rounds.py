@@ -1,0 +1,89 @@
+"""Selections that look back, through the real core: what they are told of rounds that really took place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aggregator.selection.draw import History, Past
+from aggregator.store import participation
+from tests.simulation.world import World, task
+
+
+def looking_back(name: str, **keys: Any) -> str:
+    return task(**keys).replace("[cohort]", f'[cohort]\nselection = "{name}"')
+
+
+async def test_a_clients_history_is_what_happened(world: World) -> None:
+    run_id = await world.start(task(rounds=3, size=4, minimum=2, over_selection=1.0))
+    for number in range(3):
+        await world.check_in(f"client-{number}")
+    world.clock.advance(5000)
+    for number in range(2):
+        await world.report(f"client-{number}", examples=10 + number)
+    await world.phase(run_id, "grace")
+    world.clock.advance(100_000)  # client-2 never reports, client-3 never comes
+    await world.phase(run_id, "committed")
+    for number in range(4):
+        await world.report(f"client-{number}", 2)
+    await world.phase(run_id, "committed", 2)
+    await world.ticket("client-0", 3)
+    found = await world.database.run(lambda c: participation.histories(c, run_id))
+    assert set(found) == {f"client-{number}" for number in range(4)}
+    second = Past(2, reported=True, missed=False, took_ms=1, examples=10)
+    open_now = Past(3, reported=False, missed=False, took_ms=0, examples=0)
+    first = found["client-1"].recent[2]
+    assert found["client-1"] == History(3, (open_now, second, first))
+    assert (first.reported, first.examples, first.took_ms) == (True, 11, 5000)
+    absent = found["client-3"].recent[2]
+    assert absent == Past(1, reported=False, missed=True, took_ms=0, examples=0)
+    slow = found["client-2"].recent[2]
+    assert (slow.reported, slow.took_ms > 5000) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["fedlesscan", "apodotiko"])
+async def test_everybody_has_a_turn_before_anybody_has_a_second(tmp_path: Path, name: str) -> None:
+    world = World(tmp_path, count=6)
+    run_id = await world.start(looking_back(name, rounds=3, size=2))
+    seen: list[str] = []
+    for number in (1, 2, 3):
+        cohort = await next_cohort(world, len(seen) + 2, seen)
+        for client_id in cohort:
+            await world.report(client_id)
+        seen += cohort
+        await world.phase(run_id, "committed", number)
+        await world.restart()
+    await world.ended(run_id)
+    assert sorted(seen) == [f"client-{number}" for number in range(6)]
+    await world.close()
+
+
+@pytest.mark.parametrize("name", ["fedlesscan", "apodotiko"])
+async def test_a_client_that_never_came_is_not_asked_again_at_once(tmp_path: Path, name: str) -> None:
+    """Both clients of the second round are among those who did their work, or were never asked."""
+    world = World(tmp_path, count=3)
+    run_id = await world.start(looking_back(name, rounds=2, size=2, minimum=1))
+    there, away = await world.cohort(2)
+    await world.report(there)
+    await world.phase(run_id, "grace")
+    world.clock.advance(100_000)
+    await world.phase(run_id, "committed")
+    (third,) = {record.client_id for record in world.fleet.records} - {there, away}
+    await world.report(third)
+    await world.report(there, 2)
+    await world.ended(run_id)
+    assert len(world.waker.tickets(away)) == 1
+    await world.close()
+
+
+async def next_cohort(world: World, wanted: int, seen: list[str]) -> list[str]:
+    """Who has a ticket now and had none before, as soon as so many have one."""
+
+    async def woken() -> list[str] | None:
+        found = [record.client_id for record in world.fleet.records if world.waker.tickets(record.client_id)]
+        return [client_id for client_id in found if client_id not in seen] if len(found) >= wanted else None
+
+    found: list[str] = await world.until(woken)
+    return found
