@@ -41,7 +41,7 @@ test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtime
 	  tests/contract/test_tflite_runtimes.py
 
 CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
-  tests/unit/aggregator/test_functions.py tests/real/test_functions.py
+  tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py
 
 test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
 	@deploy/setup/apt.sh mosquitto

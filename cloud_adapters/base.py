@@ -177,7 +177,7 @@ class Invoker(ABC):
                 attempts += 1
                 left_s = (deadline_ms - clock()) / 1000
                 if left_s <= 0:
-                    raise self.error(Code.PLATFORM_TIMEOUT, "The deadline came before it could be invoked")
+                    raise self.trouble or self.error(Code.PLATFORM_TIMEOUT, "The deadline came first")
                 body = payload_to_json(Payload(ticket, await claim()))
                 self.check(needs or Needs(), len(body))
                 receipt = await self.call(body, min(left_s, self.size.timeout_ms / 1000 + 60))

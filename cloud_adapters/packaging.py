@@ -104,7 +104,16 @@ def _aws_lambda(wanted: Wanted) -> Package:
     else:
         commands = (create + f"--zip-file fileb://{archive}",)
     shutil.rmtree(content)
-    return Package(archive, size, zipped, commands, ("Or apply deploy/cloud/aws-lambda with Terraform.",))
+    return Package(
+        archive,
+        size,
+        zipped,
+        commands,
+        (
+            f"Lambda takes {LAMBDA_UNZIPPED_MB} MB unzipped.",
+            "Or apply deploy/cloud/aws-lambda with Terraform.",
+        ),
+    )
 
 
 def _azure(wanted: Wanted) -> Package:

@@ -113,14 +113,14 @@ async def test_endless_throttling_ends_before_the_deadline(make: Any, platform: 
     there = await platform(reply(503, b"{}"))
     begun = time.monotonic()
     error = await failure(make(there.url), within_ms=2_500)
-    assert error.code in (Code.PLATFORM_BUSY, Code.PLATFORM_TIMEOUT)
+    assert error.code is Code.PLATFORM_BUSY
     assert time.monotonic() - begun < 5
     assert len(there.requests) > 1
 
 
 async def test_nobody_there(make: Any) -> None:
     error = await failure(make("http://127.0.0.1:9"), within_ms=1_500)
-    assert error.code in (Code.PLATFORM_UNREACHABLE, Code.PLATFORM_TIMEOUT)
+    assert error.code is Code.PLATFORM_UNREACHABLE
 
 
 async def test_html_is_no_answer(make: Any, platform: Start) -> None:
