@@ -26,7 +26,7 @@ from aggregator.members import Stage, Terms
 from aggregator.pairwise import Change
 from aggregator.round import Round
 from aggregator.store import helper_rounds as store
-from aggregator.store import history
+from aggregator.store import history, runs
 from aggregator.store.engine import Database
 from aggregator.uploads import Spool, take_out
 from fedless.protocol.crypto import Prg
@@ -205,10 +205,16 @@ class HelperRounds:
                 if error.code not in MAY_PASS or self._clock() + pause >= until:
                     raise
                 if not troubled:
-                    await self._note(terms, "helper_waited_for", reason=f"{error.code.value}: {error.detail}")
                     troubled = True
+                    await self._say_that_it_waits(terms, f"{error.code.value}: {error.detail}")
             await self._sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_MS)
+
+    async def _say_that_it_waits(self, terms: Terms, reason: str) -> None:
+        """In the run's log, and as what the run waits for, until the round ends."""
+        run_id = terms.run_id
+        await self._database.run(lambda c: runs.set_reason(c, run_id, f"waits for the helper: {reason}"))
+        await self._note(terms, "helper_waited_for", reason=reason)
 
     async def _leave_out(
         self, terms: Terms, request: CloseRequest, refused: Mapping[str, Code], answer: RefusedReports
@@ -247,6 +253,7 @@ class HelperRounds:
     def _ending(self, terms: Terms, refused: Mapping[str, Code]) -> Change:
         def record(connection: Connection, _terms: Terms) -> None:
             store.lose_refused(connection, terms.round_id, refused)
+            runs.set_reason(connection, terms.run_id, "")
 
         return Change(record, lambda: None)
 

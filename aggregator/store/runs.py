@@ -86,8 +86,9 @@ def set_state(connection: Connection, run_id: str, state: RunState, reason: str,
 
 
 def set_reason(connection: Connection, run_id: str, reason: str) -> None:
-    """Says what the run waits for; empty: nothing."""
-    connection.execute(update(runs).where(runs.c.run_id == run_id).values(reason=reason))
+    """Says what the run waits for; empty: nothing. One that has ended keeps the reason of that."""
+    running = (runs.c.run_id == run_id) & (runs.c.state == RunState.RUNNING.value)
+    connection.execute(update(runs).where(running).values(reason=reason))
 
 
 def load(connection: Connection, run_id: str) -> RunRecord:

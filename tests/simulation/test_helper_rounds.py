@@ -76,7 +76,13 @@ async def test_a_helper_that_is_away_is_asked_again(world: HelperWorld) -> None:
     counted = (await world.cohort(CLIENTS))[:8]
     for client_id in counted:
         await world.take_part(client_id)
-    await world.ended_in_time(run_id)
+
+    async def said() -> str:
+        return str((await world.runs.show(run_id)).reason)
+
+    assert await world.until(said) == "waits for the helper: helper_unreachable: UNAVAILABLE: nobody listens."
+    info = await world.ended_in_time(run_id)
+    assert (info.state, info.reason) == ("finished", "")
     assert await world.mean(run_id) == mean_of(counted)
     assert "helper_waited_for" in await world.log(run_id)
 
