@@ -113,6 +113,9 @@ class Krum(Robust):
 
 
 def _add_distances(distances: Doubles, block: Doubles) -> None:
-    """Adds a block's part float64[k, n] of the squared distances, row by row: exact where they are near each other."""
-    for row in range(len(block)):
-        distances[row] += np.square(block - block[row]).sum(axis=1)
+    """Adds a block's part float64[k, n] of the squared distances; differences first, so that near ones stay exact."""
+    for row in range(len(block) - 1):
+        apart = block[row + 1 :] - block[row]
+        squares = np.einsum("kn,kn->k", apart, apart)
+        distances[row, row + 1 :] += squares
+        distances[row + 1 :, row] += squares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,19 @@ async def test_robust_rules_are_refused_under_masks(masked_world: MaskedWorld) -
     text = masked_task().replace("[cohort]", 'strategy = "median"\n[cohort]', 1)
     with pytest.raises(PeerError, match="single updates, which masks hide"):
         await masked_world.start(text)
+
+
+async def test_a_back_up_names_the_state_of_every_version(world: World) -> None:
+    run_id = await world.start(task(rounds=2, top=MOMENTUM))
+    for nth in (1, 2):
+        await everybody(world, nth)
+    await world.ended(run_id)
+    needed = await world.database.run(runs.blobs)
+    states = [
+        (await world.database.run(partial(runs.model, run_id=run_id, version=v))).state for v in (0, 1, 2)
+    ]
+    assert [list(state) for state in states] == [[], ["momentum"], ["momentum"]]
+    assert {state["momentum"] for state in states[1:]} <= needed
 
 
 async def test_old_state_is_never_used_by_another_run(world: World) -> None:
