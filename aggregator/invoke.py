@@ -29,7 +29,7 @@ from fedless.protocol.manifest import MANIFEST_FILE, parse_bytes
 from fedless.protocol.messages import Ticket
 
 AT_ONCE = 256
-PATIENCE_S = 2.0
+PATIENCE_S = 1.0
 """An invocation that has not failed by then has begun."""
 _log = structlog.get_logger("invoke")
 

@@ -167,6 +167,7 @@ class Invoker(ABC):
         Returns when the platform has said what it will say. Raises `PeerError`.
         """
         attempts, self.trouble = 0, None
+        self.check(needs or Needs(), 0)  # no claim for what cannot be
         left_s = (deadline_ms - clock()) / 1000
         retrying = stamina.retry_context(
             on=self._pause, attempts=None, timeout=max(left_s, 0.001),
@@ -177,11 +178,15 @@ class Invoker(ABC):
                 attempts += 1
                 left_s = (deadline_ms - clock()) / 1000
                 if left_s <= 0:
-                    raise self.trouble or self.error(Code.PLATFORM_TIMEOUT, "The deadline came first")
+                    raise self._late()
                 body = payload_to_json(Payload(ticket, await claim()))
                 self.check(needs or Needs(), len(body))
                 receipt = await self.call(body, min(left_s, self.size.timeout_ms / 1000 + 60))
         return Receipt(receipt.answer, receipt.figures, attempts)
+
+    def _late(self) -> PeerError:
+        """The deadline has come: what stood in the way."""
+        return self.trouble or self.error(Code.PLATFORM_TIMEOUT, "The deadline came first")
 
     def _pause(self, error: Exception) -> bool | float:
         """Whether, and after how many seconds, to try again."""

@@ -168,3 +168,20 @@ def test_functions_and_devices_in_one_masked_round(tmp_path: Path) -> None:
         Peer("knative", {}, processes).stop()
         second.kill()
         fleet.close()
+
+
+def test_registration_that_cannot_be_is_told_clearly(fleet: RunningFleet, tmp_path: Path) -> None:
+    def said(*changes: str) -> str:
+        config, out = tmp_path / "fn.toml", tmp_path / "out.json"
+        config.write_text("\n".join(['memory_mb = 512\ntimeout_s = 60\nmode = "http"', *changes]))
+        arguments = ("--config", config, "--out", out, "--fleet", fleet.folder)
+        done = fedless("fleet", "add-function", "fn-1", "--platform", "knative", *arguments)
+        assert done.returncode == 1
+        assert not out.exists()
+        return " ".join(done.stderr.split())
+
+    assert "knative, client fn-1: url" in said()
+    assert "colour" in said('url = "https://fn.example/"', 'colour = "red"')
+    assert "cannot be read" in said("= broken")
+    with fleet.operator() as operator:
+        assert operator.clients() == []

@@ -116,7 +116,7 @@ async def test_what_fails_at_once_is_told_with_its_reason(world: World, platform
 
 
 async def test_a_silent_platform_holds_no_wake_up(world: World, platform: Start) -> None:
-    """It is begun after two seconds; the next round's wake-up gives it up, with the reason kept."""
+    """It has begun after a second; the next round's wake-up gives it up, with the reason kept."""
     there = await platform(HANG)
     await world.add(there.url)
     first = world.ticket()
