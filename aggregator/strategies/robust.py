@@ -40,7 +40,10 @@ class Median(Robust):
 
     def mean(self, reports: Floats, weights: Doubles) -> Doubles:  # noqa: ARG002 - all are alike
         """Of an even number the mean of the two in the middle."""
-        return np.median(reports, axis=0).astype(np.float64)
+        ordered = np.sort(reports, axis=0)  # many times as fast as np.median along this axis
+        low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+        middle: Doubles = (low.astype(np.float64) + high) / 2
+        return middle
 
 
 @dataclass(frozen=True)
