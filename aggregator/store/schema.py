@@ -69,7 +69,7 @@ model_state = Table(
     Column("run_id", String(64), primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("name", String(64), primary_key=True),
-    Column("digest", LargeBinary(32), nullable=False),  # of a raw little-endian float32 vector as long as the model
+    Column("digest", LargeBinary(32), nullable=False),  # of raw float32, little-endian
     ForeignKeyConstraint(["run_id", "version"], ["models.run_id", "models.version"]),
 )
 
