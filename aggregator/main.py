@@ -28,8 +28,7 @@ from aggregator.broker import Broker, BrokerFiles
 from aggregator.config import BrokerKind, Settings, load
 from aggregator.coordinator import Coordinator
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
-from aggregator.epoch_records import Signing
-from aggregator.epochs import KeyEpochs
+from aggregator.epochs import KeyEpochs, Signing
 from aggregator.evaluation import Evaluator
 from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
@@ -64,6 +63,7 @@ from fedless.protocol.messages import Endpoints, Mode
 from fedless.protocol.signed import sign_ticket
 
 ENDPOINTS_FILE = "endpoints.json"
+REVOCATION_FILE = "crl.pem"
 LOOPBACK = "127.0.0.1"
 _log = structlog.get_logger("aggregator")
 
@@ -225,10 +225,22 @@ async def _open_doors(
     inner_port = bind(enrollment_server, LOOPBACK, 0, identity.credentials(client_certificates=False))
     exits.push_async_callback(front.stop)
     enrollment_port = await front.start(listen.address, listen.enrollment_port, inner_port)
+    if settings.broker.kind is BrokerKind.EXTERNAL:
+        _keep_revocation_list(settings, registrar)
     # The broker last: whatever else is wrong is said before a process is started.
     mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authority)
     endpoints = Endpoints(at_each(listen.hosts, fleet_port), mqtt, at_each(listen.hosts, enrollment_port))
     return Doors(fleet_server, enrollment_server, fleet_port, endpoints)
+
+
+def _keep_revocation_list(settings: Settings, registrar: Registrar) -> None:
+    """Keeps the list of revoked certificates in a file, for whoever gives it to the external broker."""
+
+    def keep(_denied: frozenset[str]) -> None:
+        write_private(settings.state.directory / REVOCATION_FILE, registrar.revocation_list())
+
+    registrar.on_denied = keep
+    keep(registrar.callers.denied)
 
 
 async def _open_broker(

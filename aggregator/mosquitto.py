@@ -20,10 +20,13 @@ PERSISTENCE = Path("/var/lib/mosquitto")
 
 @dataclass(frozen=True)
 class Listeners:
-    """Where it listens; `websockets` 0: not by websockets; `address` empty: on all interfaces."""
+    """Where it listens; `websockets` 0: not by websockets; `address` empty: on all interfaces.
+
+    mosquitto 2.0.11 with websockets does not read the CRL for them at its start, and may crash at a SIGHUP.
+    """
 
     port: int = 8883
-    websockets: int = 443
+    websockets: int = 0
     address: str = ""
 
 
@@ -104,7 +107,7 @@ tls_version tlsv1.3
 cafile {home}/authority.pem
 certfile {home}/cert.pem
 keyfile {home}/cert.key
-# Read at the start and at a SIGHUP. mosquitto 2.0 gives it to websockets at a SIGHUP only: send one after each start.
+# Read again at a SIGHUP (`systemctl reload`): revoked clients cannot connect any more.
 crlfile {home}/crl.pem
 require_certificate true
 use_identity_as_username true

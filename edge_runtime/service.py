@@ -11,7 +11,7 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_runtime.disk import write_whole
@@ -70,21 +70,32 @@ def unit(
 ) -> str:
     """The unit's text. `program` and `state` are absolute paths without spaces or `%`."""
     for path in (program, state):
-        if not path.startswith("/") or any(letter in path for letter in " %\n\"'\\"):
-            raise LocalError(
-                Code.CONFIG_INVALID, f"systemd cannot take the path {path!r}: spaces or signs in it."
-            )
+        check_path(path)
     return _UNIT.format(program=program, state=state, user=user)
 
 
-def install_unit(path: Path, state: Path, user: str) -> Sequence[str]:
-    """Write the unit, make the user, give it the state directory, enable and start; what was done, line by line.
+def check_path(path: str) -> None:
+    """Refuses what systemd would read as something else. Raises `LocalError` CONFIG_INVALID."""
+    if not path.startswith("/") or any(letter in path for letter in " %\n\"'\\"):
+        raise LocalError(
+            Code.CONFIG_INVALID, f"systemd cannot take the path {path!r}: spaces or signs in it."
+        )
 
+
+def install_unit(path: Path, state: Path, user: str) -> Sequence[str]:
+    """Write the agent's unit, enable and start it; see `enable`."""
+    return enable(path, lambda program: unit(program, str(state), user), state, user, "`fedless-edge logs`")
+
+
+def enable(path: Path, text: Callable[[str], str], state: Path, user: str, logs: str) -> list[str]:
+    """Write a unit, make the user, give it the state directory, enable and start; what was done, line by line.
+
+    `text` makes the unit from the path of the running program; `logs` says how to see what it says.
     Raises `LocalError` with what is missing: the right to write there, systemd, useradd.
     """
-    program = str(Path(sys.argv[0]).absolute())
+    content = text(str(Path(sys.argv[0]).absolute()))
     try:
-        write_whole(path, unit(program, str(state), user).encode(), mode=0o644)
+        write_whole(path, content.encode(), mode=0o644)
     except OSError as error:
         raise LocalError(
             Code.CONFIG_INVALID, f"{path} cannot be written ({error.strerror}).", fix="Run it as root."
@@ -99,7 +110,7 @@ def install_unit(path: Path, state: Path, user: str) -> Sequence[str]:
     _call("chown", "--recursive", f"{user}:", str(state))
     _call("systemctl", "daemon-reload")
     _call("systemctl", "enable", "--now", path.name)
-    return [*done, f"{path.name} is enabled and started; see `fedless-edge logs`."]
+    return [*done, f"{path.name} is enabled and started; see {logs}."]
 
 
 def _exists(user: str) -> bool:

@@ -39,7 +39,10 @@ def config(
         ),
     ] = "",
     port: Annotated[int, typer.Option(min=1, max=65535, help="MQTT.")] = 8883,
-    websockets: Annotated[int, typer.Option(min=0, max=65535, help="MQTT over websockets; 0: none.")] = 443,
+    websockets: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="MQTT over websockets; 0: none. See docs/operations.md first."),
+    ] = 0,
     address: Annotated[str, typer.Option(help="Interface to listen on. Default: all.")] = "",
     persistence: Annotated[Path, typer.Option(help="Where it keeps its queues.")] = Path(
         "/var/lib/mosquitto"
@@ -70,7 +73,7 @@ def crl(
 def _revocation_list(settings: Settings) -> bytes:
     authority = Authority.load(settings.authority.directory, settings.fleet.name)
     if not settings.state.database and not (settings.state.directory / "fedless.db").exists():
-        return authority.revocation_list((), _clock())  # the service makes its database, under its own account
+        return authority.revocation_list((), _clock())  # the service makes it, under its own account
     database = Database.open(settings.database_url)
     try:
         registrar = Registrar(database, authority, terms_of(settings), _clock, os.urandom)

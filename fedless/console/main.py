@@ -32,7 +32,7 @@ class Command:
 OWN = {"fedless", "aggregator", "edge_runtime", "cloud_adapters"}
 COMMANDS = {
     "init": Command("init", "Make a new fleet in a directory."),
-    "aggregator": Command("serve", "Run the service."),
+    "aggregator": Command("serve", "Run the service, or install it."),
     "broker": Command("broker", "Run a broker of your own."),
     "backup": Command("backup", "Back a fleet up, while it runs."),
     "restore": Command("restore", "Make a fleet of a back-up."),

@@ -1,4 +1,4 @@
-"""`fedless aggregator serve`: runs the service."""
+"""`fedless aggregator`: runs the service, or installs it as one of systemd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def aggregator() -> None:
-    """Run the service."""
+    """Run the service, or install it."""
 
 
 @app.command()
@@ -32,6 +32,25 @@ def serve(
     from aggregator.main import serve as run
 
     run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2])
+
+
+@app.command()
+def install(
+    fleet: Annotated[Path | None, typer.Option(help="The fleet's directory.")] = None,
+    user: Annotated[
+        str, typer.Option(help="Whose service it is; made if there is no such user.")
+    ] = "fedless",
+    unit: Annotated[Path, typer.Option(help="The unit's file.")] = Path(
+        "/etc/systemd/system/fedless-aggregator.service"
+    ),
+) -> None:
+    """Install the aggregator as a hardened service of systemd, and start it. Run it as root."""
+    from aggregator.config import load
+    from aggregator.unit import install as install_unit
+
+    folder = find_fleet(fleet).resolve()
+    for line in install_unit(load(folder / CONFIGURATION), unit, folder, user):
+        typer.echo(line)
 
 
 def _with_one_heap() -> None:
