@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -33,7 +35,7 @@ from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.tables import Table
 
 _DOCS = "docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"
-_AT_ONCE = 64
+_CONNECTIONS = 256
 _MINUTE_S = 60
 _REPORT = re.compile(
     r"(Billed Duration|Init Duration|Duration|Memory Size|Max Memory Used): ([0-9.]+) (?:ms|MB)"
@@ -68,8 +70,24 @@ class AwsLambda(Invoker):
         self._endpoint = table.text("endpoint_url", MAYBE, "")
 
     async def call(self, body: bytes, timeout_s: float) -> Receipt:
-        """One attempt, in a thread of this adapter's own pool: the SDK blocks."""
-        return await asyncio.get_running_loop().run_in_executor(_threads(), self._invoke, body, timeout_s)
+        """One attempt, in a thread of its own: the SDK blocks, and must not hold up the end of our process."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Receipt] = loop.create_future()
+
+        def settle(put: Callable[[Any], None], value: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                loop.call_soon_threadsafe(lambda: None if future.done() else put(value))
+
+        def work() -> None:
+            try:
+                receipt = self._invoke(body, timeout_s)
+            except Exception as error:  # noqa: BLE001 - it goes to whoever awaits
+                settle(future.set_exception, error)
+            else:
+                settle(future.set_result, receipt)
+
+        threading.Thread(target=work, name=f"aws-lambda {self.client_id}", daemon=True).start()
+        return await future
 
     def _invoke(self, body: bytes, timeout_s: float) -> Receipt:
         request: dict[str, Any] = {"FunctionName": self._function, "Payload": body}
@@ -188,11 +206,6 @@ def _whole(timeout_s: float) -> int:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_AT_ONCE, "aws-lambda")
-
-
-@cache
 def _client(region: str, profile: str, endpoint: str, timeout_s: int) -> Any:  # noqa: ANN401 - the SDK makes its classes
     """A client is thread-safe and dear (0.1 s); its read timeout is its own."""
     session = boto3.Session(profile_name=profile or None, region_name=region)
@@ -200,6 +213,6 @@ def _client(region: str, profile: str, endpoint: str, timeout_s: int) -> Any:  #
         retries={"total_max_attempts": 1},
         connect_timeout=10,
         read_timeout=timeout_s,
-        max_pool_connections=_AT_ONCE,
+        max_pool_connections=_CONNECTIONS,
     )
     return session.client("lambda", endpoint_url=endpoint or None, config=config)

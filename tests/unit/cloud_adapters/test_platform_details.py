@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import date
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.unit.cloud_adapters.conftest import GOOD, Platform, reply
 from tests.unit.cloud_adapters.test_bad_platforms import CLIENT, invoke, settings
 
 Start = Callable[..., Awaitable[Platform]]
+ROOT = Path(__file__).parents[3]
 REPORT = """START RequestId: 1
 END RequestId: 1
 REPORT RequestId: 1\tDuration: 1234.56 ms\tBilled Duration: 1834 ms\tMemory Size: 1024 MB\t\
@@ -211,3 +214,20 @@ def test_scrubbed_keeps_words_and_no_tokens() -> None:
     assert "eyJ" not in said
     assert "denied for user" in said
     assert len(said) <= 160
+
+
+def test_lambda_call_does_not_hold_up_the_end_of_the_process(keys: None, tmp_path: Path) -> None:
+    """A synchronous call may last 15 minutes; an aggregator that is stopped does not wait for it."""
+    script = f"""
+import asyncio, socket, sys
+from cloud_adapters.registry import invoker
+with socket.create_server(("127.0.0.1", 0)) as server:
+    url = "http://127.0.0.1:%d" % server.getsockname()[1]
+    values = {{**{settings("aws-lambda", "", tmp_path)!r}, "endpoint_url": url, "timeout_s": 900}}
+    async def main():
+        task = asyncio.ensure_future(invoker("aws-lambda", "fn-1", values).call(b"{{}}", 900))
+        await asyncio.get_running_loop().run_in_executor(None, server.accept)
+        task.cancel()
+    asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=30)
