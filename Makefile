@@ -47,6 +47,10 @@ test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-cl
 	@deploy/setup/apt.sh mosquitto
 	FEDLESS_CLOUDS="$(CURDIR)" $(PY) -m pytest $(PYTEST_ARGS) $(CLOUD_TESTS)
 
+test-proxy: $(READY) ## run the tests behind a real haproxy
+	@deploy/setup/apt.sh mosquitto haproxy
+	$(PY) -m pytest $(PYTEST_ARGS) tests/real/test_proxy.py
+
 check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs and vectors regenerate to the same bytes
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .

@@ -1,0 +1,149 @@
+"""A fleet behind the real haproxy as TLS pass-through: who calls is still who holds the certificate.
+
+`deploy/haproxy/haproxy.cfg` is what runs, on other ports. `make test` installs no haproxy: `make test-proxy` does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import pytest
+
+from aggregator.founding import Ports
+from edge_runtime.enroll import enroll
+from fedless.protocol import identity
+from fedless.protocol.errors import Code
+from fedless.v1 import fleet_pb2, rounds_pb2
+from tests.running_fleet import Calls, Credentials, RunningFleet, now_ms, refusal, refusals, wait_until
+
+HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        HAPROXY is None, reason="needs haproxy: `make test-proxy`, or apt-get install haproxy"
+    ),
+]
+INSIDE = "127.0.0.2"
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Proxied:
+    """A running fleet with haproxy in front: `port` for gRPC and MQTT, `enrollment`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.enrollment, mqtt = free_port(), free_port(), free_port()
+        self.fleet = RunningFleet(folder / "home", ports=Ports(self.port, self.enrollment, mqtt))
+        self.process: subprocess.Popen[bytes] | None = None
+        places = {
+            "bind :443": f"bind 127.0.0.1:{self.port}",
+            "bind :7444": f"bind 127.0.0.1:{self.enrollment}",
+            "192.0.2.20:443": f"{INSIDE}:{self.port}",
+            "192.0.2.20:8883": f"{INSIDE}:{mqtt}",
+            "192.0.2.20:7444": f"{INSIDE}:{self.enrollment}",
+        }
+        text = CONFIGURATION.read_text()
+        for old, new in places.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        self.configuration = folder / "haproxy.cfg"
+        self.configuration.write_text(text)
+
+    def start(self) -> None:
+        self.fleet.start(FEDLESS__LISTEN__ADDRESS=INSIDE)  # devices are told 127.0.0.1, where haproxy is
+        assert HAPROXY is not None
+        self.process = subprocess.Popen([HAPROXY, "-db", "-f", str(self.configuration)])
+        wait_until(self.listens)
+
+    def listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "haproxy ended"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
+    def calls(self, who: Credentials | None) -> Calls:
+        pair = (who.key, who.chain) if who else (None, None)
+        credentials = grpc.ssl_channel_credentials(self.fleet.authority.pem, *pair)
+        options = (("grpc.ssl_target_name_override", identity.server_name(self.fleet.name)),)
+        return Calls(grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options))
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+        self.fleet.close()
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    made = Proxied(tmp_path_factory.mktemp("proxied"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def device(proxied: Proxied) -> Credentials:
+    return proxied.fleet.device("dev-1")
+
+
+def test_device_joins_through_the_proxy(proxied: Proxied, tmp_path: Path) -> None:
+    joined = enroll(tmp_path / "state", proxied.fleet.claim("dev-2"))
+    assert joined.client_id == "dev-2"
+
+
+def test_identity_is_that_of_the_handshake(proxied: Proxied, device: Credentials) -> None:
+    with proxied.calls(device) as calls:
+        request = fleet_pb2.DeviceStatus()
+        assert abs(refusals(lambda: calls.fleet.ReportStatus(request, timeout=10)).now_ms - now_ms()) < 60_000
+    with proxied.fleet.operator() as operator:
+        seen = {client.client_id: client.last_seen_ms for client in operator.clients()}
+    assert seen["dev-1"] > 0
+    with proxied.calls(Credentials.read(proxied.fleet.folder / "operator")) as calls:
+        assert refusal(lambda: calls.fleet.ReportStatus(request, timeout=10)).code is Code.WRONG_ROLE
+
+
+def test_nobody_gets_in_without_a_certificate(proxied: Proxied) -> None:
+    with proxied.calls(None) as calls, pytest.raises(grpc.RpcError) as caught:
+        calls.fleet.ReportStatus(fleet_pb2.DeviceStatus(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_stream_of_a_report_gets_through(proxied: Proxied, device: Credentials) -> None:
+    """8 MiB up: the service reads them and says by name why it does not want them."""
+    chunks = (rounds_pb2.ReportChunk(round_id=1, data=bytes(2**20)) for _ in range(8))
+    with proxied.calls(device) as calls:
+        assert refusal(lambda: calls.rounds.PutReport(chunks, timeout=30)).code is Code.UNKNOWN_ROUND
+
+
+def test_mqtt_shares_the_port(proxied: Proxied, device: Credentials, tmp_path: Path) -> None:
+    """A client that offers no ALPN reaches the broker, which takes it by its certificate."""
+    (tmp_path / "cert.pem").write_bytes(device.chain)
+    (tmp_path / "cert.key").write_bytes(device.key)
+    context = ssl.create_default_context(cadata=proxied.fleet.authority.pem.decode())
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "cert.key")
+    name = identity.server_name("home")
+    connect = bytes.fromhex("101200044d515454050200f0000005") + b"dev-1"
+    with (
+        socket.create_connection(("127.0.0.1", proxied.port), 10) as plain,
+        context.wrap_socket(plain, server_hostname=name) as channel,
+    ):
+        channel.sendall(connect)
+        answer = channel.recv(64)
+    assert answer[0] == 0x20, "CONNACK"
+    assert answer[3] == 0, "accepted"
