@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo test test-runtimes check fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo test test-proxy test-runtimes check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
