@@ -234,9 +234,7 @@ class KeyEpochs(EpochRecords):
         rows = await self._database.run(lambda c: masks.load_shares(c, epoch))
         return codec.dumps(assembly.inbox_for(state, index, rows))
 
-    async def _news(
-        self, live: LiveEpoch, client_id: str, there: Callable[[KeyEpoch], bool]
-    ) -> ServerEpoch:
+    async def _news(self, live: LiveEpoch, client_id: str, there: Callable[[KeyEpoch], bool]) -> ServerEpoch:
         """The key epoch when there is something to say, or after 25 s. Raises `PeerError` if it has ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_MS / 1000):

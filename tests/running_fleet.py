@@ -115,7 +115,8 @@ class RunningFleet:
         with grpc.secure_channel(self.endpoints["enrollment"][0], credentials, self._options()) as channel:
             stub = enrollment_pb2_grpc.EnrollmentStub(channel)
             request = enrollment_pb2.EnrollRequest(secret=secret, csr_der=csr_der)
-            return refusals(lambda: stub.Enroll(request, timeout=10))
+            reply: enrollment_pb2.EnrollReply = refusals(lambda: stub.Enroll(request, timeout=10))
+            return reply
 
     def device(self, client_id: str) -> Credentials:
         """A newly enrolled device."""
@@ -156,7 +157,8 @@ def refusals(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except grpc.RpcError as error:
-        for key, value in error.trailing_metadata() or ():  # type: ignore[attr-defined]
+        trailing: Any = error.trailing_metadata()
+        for key, value in trailing or ():
             if key == "fedless-error-bin":
                 raise wire.error_from_bytes(value) from error
         raise

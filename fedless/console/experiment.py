@@ -34,7 +34,7 @@ def run(
     from fedless.experiments.progress import Progress
     from fedless.experiments.run import Options, run_experiment
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGINT may be inherited as ignored
         signal.signal(number, _interrupt)
     try:
         with Progress() as progress:

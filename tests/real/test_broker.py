@@ -75,7 +75,7 @@ class Device:
             context.load_cert_chain(chain, key)
         self.client.tls_set_context(context)
         self.client.on_connect = lambda *a: self.connected.put(not a[3].is_failure)
-        self.client.on_message = lambda _c, _u, m: self.inbox.put((m.topic, m.payload))
+        self.client.on_message = lambda _c, _u, m: self.inbox.put((m.topic, bytes(m.payload)))
         self.client.on_subscribe = lambda *_: self.granted.put(None)
         self.client.on_publish = lambda *a: self.published.put(a[3].value)
 
@@ -235,7 +235,7 @@ async def test_last_will_tells_that_a_device_is_gone(world: World) -> None:
     device.connect()
     device.publish("fedless/v1/home/status/dev-1", b'{"online":true}')
     sock = device.client.socket()
-    assert sock is not None
+    assert isinstance(sock, ssl.SSLSocket)
     sock.shutdown(2)  # no good-bye
     await until(lambda: len(world.presence) == 2)
     device.client.loop_stop()

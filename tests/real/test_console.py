@@ -285,7 +285,9 @@ def test_run_is_started_listed_shown_and_stopped(fleet: RunningFleet, tmp_path: 
     assert out.read_bytes() == (function / "initial.f32").read_bytes()
 
 
-def test_a_fleet_too_small_for_masks_is_told_so_and_may_go_without(fleet: RunningFleet, tmp_path: Path) -> None:
+def test_a_fleet_too_small_for_masks_is_told_so_and_may_go_without(
+    fleet: RunningFleet, tmp_path: Path
+) -> None:
     function = Path(__file__).parents[2] / "examples" / "mnist" / "function-mlp"
     task = tmp_path / "task.toml"
     task.write_text(f'name = "t"\nfunction = "{function}"\nrounds = 1\n[cohort]\nsize = 1\nwait_s = 600\n')

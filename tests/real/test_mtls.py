@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import pytest
@@ -37,8 +38,15 @@ def device(fleet: RunningFleet) -> Credentials:
     return fleet.device("dev-1")
 
 
+def fetch(calls: Calls, request: fleet_pb2.BlobRequest) -> list[fleet_pb2.BlobChunk]:
+    return list(calls.fleet.FetchBlob(request, timeout=10))
+
+
 def status(calls: Calls) -> fleet_pb2.StatusReply:
-    return refusals(lambda: calls.fleet.ReportStatus(fleet_pb2.DeviceStatus(), timeout=10))
+    reply: fleet_pb2.StatusReply = refusals(
+        lambda: calls.fleet.ReportStatus(fleet_pb2.DeviceStatus(), timeout=10)
+    )
+    return reply
 
 
 def handshake_failed(fleet: RunningFleet, who: Credentials | None) -> bool:
@@ -166,10 +174,7 @@ def test_blob_is_fetched_from_any_offset(fleet: RunningFleet, device: Credential
         assert refusal(lambda: list(calls.fleet.FetchBlob(beyond, timeout=10))).code is Code.WRONG_OFFSET
         for unknown in (hashlib.sha256(b"").digest(), b"", b"../../../../etc/passwd"):
             request = fleet_pb2.BlobRequest(digest=unknown)
-            assert (
-                refusal(lambda r=request: list(calls.fleet.FetchBlob(r, timeout=10))).code
-                is Code.UNKNOWN_BLOB
-            )
+            assert refusal(partial(fetch, calls, request)).code is Code.UNKNOWN_BLOB
 
 
 def test_oversized_message_is_refused(fleet: RunningFleet) -> None:

@@ -124,8 +124,8 @@ def test_nobody_gets_in_without_a_certificate(proxied: Proxied) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_stream_of_a_report_gets_through(proxied: Proxied, device: Credentials) -> None:
-    """8 MiB up: the service reads them and says by name why it does not want them."""
+def test_refusal_of_an_upload_gets_through(proxied: Proxied, device: Credentials) -> None:
+    """A stream is begun, and the service says by name why it does not want it."""
     chunks = (rounds_pb2.ReportChunk(round_id=1, data=bytes(2**20)) for _ in range(8))
     with proxied.calls(device) as calls:
         assert refusal(lambda: calls.rounds.PutReport(chunks, timeout=30)).code is Code.UNKNOWN_ROUND

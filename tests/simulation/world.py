@@ -72,6 +72,7 @@ def task(
     size: int = 4,
     minimum: int = 2,
     over_selection: float = 1.0,
+    *,
     devices: int = 0,
     top: str = "",
     stop: str = "",
