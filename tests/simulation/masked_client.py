@@ -219,7 +219,11 @@ class MaskedClient:
         state, head = client.mask_report(self.state, opened, words, sign=client_sign(self.number + 1))
         self.keep(state)
         header = ReportHeader(
-            opened.round_id, Encoding.RING32, words.nbytes, head.sha256, masked=codec.dumps(head)
+            opened.round_id,
+            Encoding.RING16 if opened.encoding.bits == 16 else Encoding.RING32,
+            words.nbytes,
+            head.sha256,
+            masked=codec.dumps(head),
         )
         return header, words.tobytes()
 

@@ -43,6 +43,16 @@ async def test_members_weigh_as_their_examples(masked_world: MaskedWorld) -> Non
     assert not found[8:].any()
 
 
+async def test_whole_run_with_words_of_16_bits(masked_world: MaskedWorld) -> None:
+    """Two bytes a parameter: everybody is in the sum once, as precisely as sixteen bits among eight can say."""
+    run_id = await masked_world.begin(masked_task(secagg="bits = 16\n"))
+    info = await masked_world.ended(run_id)
+    assert (info.state, info.rounds[0].state) == ("finished", "committed")
+    found = np.array(await masked_world.weights(run_id))
+    np.testing.assert_allclose(found[:8], 1 / 8, atol=0.01)
+    np.testing.assert_allclose(found[8:], 0, atol=0.01)
+
+
 @pytest.mark.parametrize("step", ["check_in", "keys"])
 async def test_member_that_leaves_before_it_joined_is_not_waited_for_longer_than_the_window(
     tmp_path: Path, step: str
