@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ FLEET, SCHEDULE = "fleet", "schedule"
 KEPT = 2
 CALLS_KEPT = 1000
 _SCHEMA = 1
+_PATIENCE_S = 10.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS versions (
     digest TEXT PRIMARY KEY, name TEXT NOT NULL, version INTEGER NOT NULL, entry TEXT NOT NULL,
@@ -95,11 +97,29 @@ class Functions:
         path = state / FILE
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
         with self._explained():
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                path.chmod(0o600)
-                self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {_SCHEMA}; COMMIT;")
+            self._prepare(path)
+
+    def _prepare(self, path: Path) -> None:
+        """Set the file up, once, though several processes may open it for the first time at the same moment."""
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")  # does not wait for others by itself
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA:
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:  # nobody was faster
+            path.chmod(0o600)
+            for statement in filter(str.strip, _TABLES.split(";")):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA}")
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -237,6 +257,8 @@ class Functions:
         try:
             yield
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
+                raise LocalError(Code.BUSY, f"{self.state / FILE} is locked by another process.") from error
             raise LocalError(
                 Code.STATE_CORRUPT,
                 f"{self.state / FILE}: {error}.",

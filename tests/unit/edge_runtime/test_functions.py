@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,20 @@ def test_a_damaged_file_is_told_with_its_remedy(tmp_path: Path) -> None:
         Functions(tmp_path)
     assert caught.value.code is Code.STATE_CORRUPT
     assert "functions.db" in caught.value.fix
+
+
+def test_many_open_a_new_database_at_once(tmp_path: Path) -> None:
+    """Agent, participant and command line may all be the first: none takes the others' work for damage."""
+    script = "import sys; from pathlib import Path; from edge_runtime.functions import Functions; sys.stdin.read(1);"
+    script += " Functions(Path(sys.argv[1])).close()"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"x")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * 8
