@@ -29,7 +29,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
 
 demo: .venv/.ready ## train the MNIST CNN on ten local devices over mTLS, MQTT and gRPC
-	@deploy/setup/apt.sh mosquitto
+	@deploy/setup/apt.sh mosquitto bubblewrap
 	.venv/bin/fedless experiment run $(EXPERIMENT) $(RUN_ARGS)
 
 test: $(READY) ## run every test
@@ -44,7 +44,7 @@ CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py t
   tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py
 
 test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
-	@deploy/setup/apt.sh mosquitto
+	@deploy/setup/apt.sh mosquitto bubblewrap
 	FEDLESS_CLOUDS="$(CURDIR)" $(PY) -m pytest $(PYTEST_ARGS) $(CLOUD_TESTS)
 
 test-proxy: $(READY) ## run the tests behind a real haproxy
@@ -114,7 +114,7 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
 bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmarks/out
-	@deploy/setup/apt.sh mosquitto
+	@deploy/setup/apt.sh mosquitto bubblewrap
 	@mkdir -p benchmarks/out
 	@for script in benchmarks/bench_*.py; do echo "$$script" >&2; \
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
