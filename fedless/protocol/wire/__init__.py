@@ -7,7 +7,6 @@ knows protobuf.
 
 from fedless.protocol.wire.checks import TIME_MAX_MS
 from fedless.protocol.wire.clients import (
-    counters_to_pb,
     endpoints_from_pb,
     endpoints_to_pb,
     enroll_request_from_pb,
@@ -49,7 +48,6 @@ __all__ = [
     "check_in_from_pb",
     "check_in_reply_from_pb",
     "check_in_reply_to_pb",
-    "counters_to_pb",
     "endpoints_from_pb",
     "endpoints_to_pb",
     "enroll_request_from_pb",

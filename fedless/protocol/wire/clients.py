@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -137,8 +136,3 @@ def error_from_bytes(data: bytes) -> PeerError:
     return PeerError(
         Code.of(message.code), message.detail, fix=message.fix, retry_after_ms=message.retry_after_ms or None
     )
-
-
-def counters_to_pb(counters: Mapping[Code, int]) -> dict[str, int]:
-    """Refusals by code as the wire carries them."""
-    return {code.value: count for code, count in counters.items()}
