@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,10 +91,15 @@ class Call:
 
 
 class Functions:
-    """`functions.db` of one state directory. Several processes may have it open."""
+    """`functions.db` of one state directory. Several processes may have it open, and threads may share one object.
+
+    A connection has one transaction at a time: without the lock a second thread's statements would join, or break,
+    the first one's.
+    """
 
     def __init__(self, state: Path) -> None:
         self.state = state
+        self._one_at_a_time = threading.RLock()
         path = state / FILE
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
         with self._explained():
@@ -238,12 +244,12 @@ class Functions:
         return [Call(*row) for row in rows]
 
     def _read(self, text: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._explained():
+        with self._one_at_a_time, self._explained():
             return self._db.execute(text, tuple(values)).fetchall()
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        with self._explained():
+        with self._one_at_a_time, self._explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -88,6 +88,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.callers = Callers(config.local.users, config.local.per_minute)
         self.active = 0
         self.last = time.monotonic()
+        self._counting = threading.Lock()
 
     def serve(self, quiet_s: float) -> None:
         """Until nobody has called for `quiet_s`."""
@@ -98,14 +99,16 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (socketserver's)
         """In a thread of its own."""
-        self.active += 1
+        with self._counting:
+            self.active += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
         """The caller has its answer."""
         super().shutdown_request(request)
-        self.active -= 1
-        self.last = time.monotonic()
+        with self._counting:
+            self.active -= 1
+            self.last = time.monotonic()
 
 
 class _Handler(BaseHTTPRequestHandler):

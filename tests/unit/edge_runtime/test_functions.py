@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,14 @@ def test_many_open_a_new_database_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [0] * 8
+
+
+def test_threads_may_share_one_object(tmp_path: Path) -> None:
+    functions = Functions(tmp_path)
+    calls = [Call(number, "f", 1, "infer", "cold", "0", "done") for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(functions.record, calls))
+        list(pool.map(lambda _: functions.add_bytes("2026-01-01", 1), range(200)))
+    assert len(functions.calls()) == 200
+    assert functions.used_bytes("2026-01-01") == 200
+    functions.close()
