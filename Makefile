@@ -100,7 +100,8 @@ LOCK = $(COMPILE) pyproject.toml --group build
 lock: $(READY) ## pin every dependency with its hashes; newer releases: make lock UPGRADE=--upgrade
 	$(LOCK) --extra aggregator --extra edge --output-file requirements/demo.txt
 	$(LOCK) --constraint requirements/demo.txt --extra aggregator --extra edge --extra authoring --extra parquet \
-	  --extra images --extra aws --extra google --extra azure --extra azure-runtime --extra objects --extra dev \
+	  --extra images --extra aws --extra google --extra azure --extra azure-runtime --extra objects \
+	  --extra postgresql --extra privacy --extra tracing --extra tensorboard --extra mlflow --extra dev \
 	  --output-file requirements/test.txt
 	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds.in --output-file requirements/clouds.txt
 	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds-knative.in \
