@@ -6,7 +6,6 @@ estimate from the function's own says so (`measured` is False).
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,23 +13,10 @@ from datetime import date
 from pathlib import Path
 
 from cloud_adapters.base import Figures
+from cloud_adapters.billing import Price, bill
 from fedless.protocol.errors import Code, LocalError
 
 OWN_TABLE = Path(__file__).with_name("prices.toml")
-
-
-@dataclass(frozen=True)
-class Price:
-    """One platform's prices, US dollars; see prices.toml for each field."""
-
-    source: str
-    per_gb_s: float
-    per_request: float
-    per_gb_out: float
-    step_ms: int
-    least_ms: int
-    per_vcpu_s: float = 0.0
-    vcpu_per_gb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +40,8 @@ class Prices:
         price = self.by_platform.get(platform)
         if price is None or not figures.source:
             return None
-        billed_ms = max(price.least_ms, math.ceil(figures.billed_ms / price.step_ms) * price.step_ms)
-        gb_s = figures.memory_mb / 1024 * billed_ms / 1000
-        usd = gb_s * (price.per_gb_s + price.per_vcpu_s * price.vcpu_per_gb)
-        usd += attempts * price.per_request + bytes_out / 1e9 * price.per_gb_out
-        return Cost(usd, gb_s, figures.source == "platform")
+        billed = bill(price, figures.billed_ms, figures.memory_mb, attempts, bytes_out)
+        return Cost(billed.usd, billed.gb_s, figures.source == "platform")
 
 
 def load(path: Path = OWN_TABLE) -> Prices:
