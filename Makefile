@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo test test-proxy test-runtimes check fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo test test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
@@ -57,6 +57,9 @@ check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs 
 	$(PY) -m mypy
 	$(PY) -m mypy tests
 	$(RUN) lint-imports
+
+docs: .venv-docs/.ready ## build the documentation into build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 fmt: $(READY) ## format, and mend what the linter can mend
 	$(TOOLS)/ruff check --fix .
@@ -111,6 +114,8 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --output-file cloud_adapters/handlers/requirements.txt
 	$(COMPILE) --no-deps --constraint requirements/test.txt cloud_adapters/handlers/objects.in \
 	  --output-file cloud_adapters/handlers/objects.txt
+	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge requirements/docs.in \
+	  --output-file requirements/docs.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
@@ -121,7 +126,7 @@ bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmar
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-test .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-test .venv-docs .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/.locked: requirements/demo.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
@@ -133,6 +138,10 @@ clean: ## remove the environments, caches and build products
 
 .venv-runtimes/.locked: requirements/runtimes.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-runtimes $<
+	@touch $@
+
+.venv-docs/.locked: requirements/docs.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-docs $<
 	@touch $@
 
 .venv-clouds/.locked: requirements/clouds.txt
