@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.identity import check_id
+from fedless.protocol.messages import NOISE_MAX
 
 PREFIX = "FEDLESS__"
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -122,6 +123,7 @@ class PolicySettings(_Section):
 
     minimum_cohort: int = Field(0, ge=0, le=100_000)
     modes: tuple[Annotated[str, Field(pattern="^(plain|pairwise|helper)$")], ...] = ()
+    minimum_noise: float = Field(0.0, ge=0.0, le=NOISE_MAX)
 
 
 class HelperSettings(_Section):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.disk import sync_folder, write_whole
 from fedless.protocol.errors import Code, LocalError, PeerError
-from fedless.protocol.messages import Endpoints, Enrollment, Mode, SigningKey
+from fedless.protocol.messages import NOISE_MAX, Endpoints, Enrollment, Mode, SigningKey
 from fedless.protocol.secagg.epochs import Trust
 from fedless.protocol.secagg.policy import Policy
 
@@ -190,6 +190,7 @@ def policy_values(policy: Policy) -> dict[str, object]:
         "count_functions": policy.count_functions,
         "trust": str(policy.trust),
         "helper_key_digest": policy.helper_key_digest.hex(),
+        "minimum_noise": policy.minimum_noise,
     }
 
 
@@ -212,6 +213,7 @@ def policy_from(values: dict[str, object]) -> Policy:
         count_functions=bool(merged["count_functions"]),
         trust=Trust(str(merged["trust"])),
         helper_key_digest=bytes.fromhex(str(merged["helper_key_digest"])),
+        minimum_noise=_noise(merged["minimum_noise"]),
     )
 
 
@@ -225,6 +227,14 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
         raise LocalError(Code.STATE_CORRUPT, f"{path} is not a key.", fix=_AGAIN) from error
     if not isinstance(found, EllipticCurvePrivateKey):
         raise LocalError(Code.STATE_CORRUPT, f"{path} is not a P-256 key.", fix=_AGAIN)
+    return found
+
+
+def _noise(value: object) -> float:
+    found = float(str(value))
+    if not 0 <= found <= NOISE_MAX:
+        message = f"expected a number from 0 to {NOISE_MAX:g}, found {value!r}"
+        raise ValueError(message)
     return found
 
 

@@ -133,6 +133,7 @@ class Masks:
                 model_digest=model_digest,
                 task_digest=ticket.task_digest,
                 verify_aggregator=self._verify_aggregator,
+                policy=self.identity.policy,
             )
         )
         self.observe("slot_bound", ticket.round_id)

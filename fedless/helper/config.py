@@ -58,13 +58,14 @@ class RuleSettings(_Section):
 
     minimum: int = Field(8, ge=2, le=100_000)
     count_functions: bool = False
+    minimum_noise: float = Field(0.0, ge=0.0, le=1e6)
     reports_max: int = Field(10_000, ge=2, le=1_000_000)
     words_max: int = Field(100_000_000, ge=1, le=2**31)
 
     @property
     def rules(self) -> HelperRules:
         """As the pure code wants them."""
-        return HelperRules(self.minimum, self.count_functions)
+        return HelperRules(self.minimum, self.count_functions, self.minimum_noise)
 
 
 class Settings(BaseSettings):

@@ -25,6 +25,7 @@ LONG_POLL_MS = 25_000
 STEP_BYTES_MAX = 3 * 1024 * 1024
 EXAMPLES_MAX = 2**40
 PARAMETERS_MAX = 2**31
+NOISE_MAX = 1e6
 
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 RESERVED_IDS = frozenset(
@@ -138,6 +139,7 @@ class PolicyMessage:
     count_functions: bool = False
     trust: str = ""
     helper_key_digest: bytes = b""
+    minimum_noise: float = 0.0
 
 
 @dataclass(frozen=True)

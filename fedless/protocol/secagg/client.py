@@ -13,6 +13,7 @@ from fedless.protocol.crypto import KEY_BYTES, sha256
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.prg import Words, apply_streams, word_dtype
 from fedless.protocol.secagg import ring
+from fedless.protocol.secagg.epochs import honest_survivors
 from fedless.protocol.secagg.keys import advance, pair_seed, self_mask_seed, slot_secrets
 from fedless.protocol.secagg.messages import (
     MaskedReport,
@@ -26,6 +27,7 @@ from fedless.protocol.secagg.messages import (
     alive_signed,
     chosen,
 )
+from fedless.protocol.secagg.policy import Policy
 from fedless.protocol.secagg.shamir import SHARE_BYTES
 from fedless.protocol.secagg.state import ClientState, EpochState, Slot, helper_mark, model_mark
 
@@ -46,12 +48,14 @@ def accept_round(
     model_digest: bytes,
     task_digest: bytes,
     verify_aggregator: VerifyAggregator,
+    policy: Policy | None = None,
 ) -> ClientState:
     """Client: check M4 and bind its slot to it; every earlier slot is closed and erased for good.
 
     `model_digest`, `task_digest`: SHA-256 of the bytes that this client really has. Raises `PeerError`:
     `EPOCH_STALE`, `WRONG_STATE`, `SLOT_CLOSED`, `BAD_SIGNATURE`, `SLOT_USED` (bound to another round),
-    `BAD_CONTEXT` (another model or task), `BAD_THRESHOLD`, `RING_OVERFLOW`, `MODEL_REPEATED`.
+    `BAD_CONTEXT` (another model or task), `BAD_THRESHOLD`, `RING_OVERFLOW`, `POLICY` (too little noise),
+    `MODEL_REPEATED`.
     """
     epoch = state.epoch(opened.epoch)
     slot = epoch.slot(opened.slot)
@@ -63,6 +67,9 @@ def accept_round(
     if opened.model_digest != model_digest or opened.task_digest != task_digest:
         raise PeerError(Code.BAD_CONTEXT, "The round names another model or task than this client got.")
     ring.check(opened.encoding, len(epoch.members))
+    if policy is not None:
+        honest = honest_survivors(opened.min_alive, len(epoch.members))
+        policy.check_noise(opened.encoding.noise_multiplier(honest))
     model = model_mark(opened.model_digest, opened.encoding.dimension)
     if model in state.spent or helper_mark(model) in state.spent:
         raise PeerError(

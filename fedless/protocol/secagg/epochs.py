@@ -29,6 +29,11 @@ def colluders(n: int) -> int:
     return n // 10 if n >= _COLLUSION_FROM else 0
 
 
+def honest_survivors(min_alive: int, n: int) -> int:
+    """How many of at least `min_alive` survivors among `n` members add their noise: those that do not collude."""
+    return max(0, min_alive - colluders(n))
+
+
 def threshold(n: int, trust: Trust) -> int:
     """t: how many of `n` members must agree to open a sum.
 

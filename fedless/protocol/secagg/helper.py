@@ -84,6 +84,7 @@ def accept_helper_round(
     if opened.model_digest != model_digest or opened.task_digest != task_digest:
         raise PeerError(Code.BAD_CONTEXT, "The round names another model or task than this client got.")
     ring.check(opened.encoding, opened.n_max)
+    policy.check_noise(opened.encoding.noise_multiplier(0))
     mark = model_mark(opened.model_digest, opened.encoding.dimension)
     if mark in state.spent:
         raise PeerError(Code.MODEL_REPEATED, "A sum over this model in pairwise mode may exist already.")
@@ -170,10 +171,12 @@ class HelperRules:
     """What the helper demands, whatever the aggregator says.
 
     `minimum`: reports in a set at least. `count_functions`: whether those of functions count towards it.
+    `minimum_noise`: the noise multiplier at least that it is asked to add (0: none).
     """
 
     minimum: int = 8
     count_functions: bool = False
+    minimum_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,15 @@ def check_request(request: CloseRequest, rules: HelperRules, *, own_key: bytes) 
     """Helper: what can be said of a request as a whole, before any report is looked at.
 
     `own_key`: the helper's HPKE public key. Raises `PeerError`: `HELPER_KEY`, `TOO_FEW`, `OUT_OF_RANGE` (more
-    than n_max), `MALFORMED` (a client twice), `RING_OVERFLOW`.
+    than n_max), `MALFORMED` (a client twice), `RING_OVERFLOW`, `POLICY` (less noise than it demands).
     """
     if request.open.helper_key != own_key:
         raise PeerError(Code.HELPER_KEY, "The round was opened for another helper.")
     ring.check(request.open.encoding, request.open.n_max)
+    noise = request.open.encoding.noise_multiplier(0)
+    if noise < rules.minimum_noise:
+        detail = f"This helper adds noise of {rules.minimum_noise:g} times the sensitivity or more, found {noise:g}."
+        raise PeerError(Code.POLICY, detail, fix='Give the task [privacy] with noise = "helper".')
     n = len(request.reports)
     if n < rules.minimum:
         raise PeerError(Code.TOO_FEW, f"Expected {rules.minimum} reports or more, found {n}.")
@@ -300,8 +307,7 @@ def sum_masks(closing: Closing, opened: HelperOpen, *, noise_seed: bytes) -> Wor
     words: Words = np.zeros(encoding.words, dtype=word_dtype(encoding.bits))
     apply_streams(words, opened.prg, plus=closing.stream_seeds)
     if encoding.helper_sigma:
-        noise = discrete_gaussian(noise_seed, encoding.helper_sigma, encoding.dimension)
-        words[: encoding.dimension] -= noise.astype(words.dtype)
+        words -= discrete_gaussian(noise_seed, encoding.helper_sigma, len(words)).astype(words.dtype)
     return words
 
 

@@ -20,7 +20,8 @@ class Policy:
     `minimum_cohort`: members of a masked cohort at least. `minimum_threshold`: holders that must agree at
     least (0: only what `trust` demands for the cohort's size). `modes`: allowed modes; plain rounds need
     `Mode.PLAIN` in it. `count_functions`: whether cloud functions count towards the minimum cohort.
-    `helper_key_digest`: SHA-256 of the pinned helper's HPKE key, empty when none is pinned.
+    `helper_key_digest`: SHA-256 of the pinned helper's HPKE key, empty when none is pinned. `minimum_noise`: the
+    noise multiplier at least that must be in every masked sum before the aggregator sees it (0: none).
     """
 
     minimum_cohort: int = MINIMUM_COHORT
@@ -29,6 +30,7 @@ class Policy:
     count_functions: bool = False
     trust: Trust = Trust.CHEATING
     helper_key_digest: bytes = b""
+    minimum_noise: float = 0.0
 
     def check_mode(self, mode: Mode) -> None:
         """Raise `PeerError(POLICY)` unless rounds of this mode are allowed here."""
@@ -38,6 +40,20 @@ class Policy:
                 Code.POLICY,
                 f"The round is {mode}; this client allows {allowed} rounds.",
                 fix="The device's owner can allow it with `fedless-edge policy`.",
+            )
+        if mode is Mode.PLAIN:
+            self.check_noise(0.0)
+
+    def check_noise(self, multiplier: float) -> None:
+        """Raise `PeerError(POLICY)` unless a sum with this noise multiplier will do.
+
+        Noise that the aggregator promises to add afterwards does not count: nobody can check it.
+        """
+        if multiplier < self.minimum_noise:
+            raise PeerError(
+                Code.POLICY,
+                f"Expected noise of {self.minimum_noise:g} times the sensitivity or more, found {multiplier:g}.",
+                fix="Use a task with distributed noise or the helper's, and evaluate on no device.",
             )
 
     def check_cohort(self, n: int, devices: int, t: int) -> None:
@@ -60,6 +76,7 @@ def from_enrollment(message: PolicyMessage, own: Policy | None = None) -> Policy
         count_functions=message.count_functions,
         trust=Trust(message.trust) if message.trust else blank.trust,
         helper_key_digest=message.helper_key_digest or blank.helper_key_digest,
+        minimum_noise=max(message.minimum_noise, blank.minimum_noise),
     )
 
 
@@ -77,4 +94,5 @@ def tighten(own: Policy, remote: PolicyMessage) -> Policy:
         minimum_threshold=max(own.minimum_threshold, remote.minimum_threshold),
         modes=modes or own.modes,
         trust=stricter_trust,
+        minimum_noise=max(own.minimum_noise, remote.minimum_noise),
     )

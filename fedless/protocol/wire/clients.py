@@ -12,6 +12,7 @@ from fedless.protocol.wire.checks import (
     addresses,
     identifier,
     member,
+    number,
     optional,
     parse,
     sized,
@@ -59,6 +60,7 @@ def policy_to_pb(policy: m.PolicyMessage) -> core_pb2.Policy:
         count_functions=policy.count_functions,
         trust=policy.trust,
         helper_key_digest=policy.helper_key_digest,
+        minimum_noise=policy.minimum_noise,
     )
 
 
@@ -71,6 +73,7 @@ def policy_from_pb(message: core_pb2.Policy) -> m.PolicyMessage:
         count_functions=message.count_functions,
         trust=message.trust,
         helper_key_digest=optional(message.helper_key_digest, m.DIGEST_BYTES, "policy.helper_key_digest"),
+        minimum_noise=number(message.minimum_noise, 0.0, m.NOISE_MAX, "policy.minimum_noise"),
     )
 
 

@@ -141,7 +141,9 @@ def test_sum_over_any_set_is_exact(bits: int, prg: Prg, present: list[int]) -> N
 
 
 def test_helpers_noise_is_added_once_and_repeats() -> None:
-    encoding = plan(n=10, dimension=4000, clip=1.0, max_examples=1, sum_noise=3.0, helper_noise=3.0)
+    encoding = plan(
+        n=10, dimension=4000, clip=1.0, max_examples=1, l2_clip=1.0, sum_noise=3.0, helper_noise=3.0
+    )
     opened = opening(encoding)
     reports = []
     total = np.zeros(4000, dtype=np.uint32)
