@@ -33,7 +33,7 @@ demo: .venv/.ready ## train the MNIST CNN on ten local devices over mTLS, MQTT a
 	.venv/bin/fedless experiment run $(EXPERIMENT) $(RUN_ARGS)
 
 test: $(READY) ## run every test
-	@deploy/setup/apt.sh mosquitto bubblewrap
+	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
 
 test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtimes on tflite-runtime 2.14 as well

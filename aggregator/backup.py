@@ -30,7 +30,7 @@ from sqlalchemy import Connection
 from aggregator import events as e
 from aggregator.blobs import NO_SPACE, sync_folder
 from aggregator.config import Settings, load
-from aggregator.store import fleet, functions, helper_rounds, history, masks, rounds, runs, snapshot, steps
+from aggregator.store import fleet, history, masks, rounds, runs, snapshot, steps
 from aggregator.store.engine import Database
 from aggregator.store.schema import SCHEMA_VERSION
 from fedless import __version__
@@ -50,7 +50,6 @@ KEYS = (
 STOPPED = "the aggregator was restored from a back-up"
 # No part begins with a dot, so that no name leaves the directory.
 _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")
-_TABLES = (fleet, functions, helper_rounds, masks)  # imported, so that `Database.open` knows their tables
 
 
 class Contents(BaseModel):
@@ -119,7 +118,7 @@ def restore(archive: Path, directory: Path, now_ms: int) -> Contents:
         try:
             contents = _unpack(archive, draft, now_ms)
             _use_own_directories(draft / CONFIGURATION)
-            _begin_anew(draft, now_ms)
+            _begin_anew(draft, contents, now_ms)
             draft.rename(directory)
             sync_folder(directory.parent)
         finally:
@@ -212,8 +211,8 @@ def _contents(tar: tarfile.TarFile, now_ms: int) -> Contents:
         contents = Contents.model_validate(values)
     except (ValueError, ValidationError) as error:
         raise LocalError(Code.STATE_CORRUPT, f"The back-up's {INDEX} cannot be read.") from error
-    if contents.schema_version != SCHEMA_VERSION:
-        detail = f"Expected a database of schema version {SCHEMA_VERSION}, found {contents.schema_version}."
+    if contents.schema_version > SCHEMA_VERSION:
+        detail = f"Expected a database of schema version {SCHEMA_VERSION} or before, found {contents.schema_version}."
         raise LocalError(
             Code.WRONG_STATE, detail, fix=f"Use fedless {contents.fedless}, which made the back-up."
         )
@@ -260,11 +259,11 @@ def _use_own_directories(configuration: Path) -> None:
         configuration.write_text(tomli_w.dumps(values), "utf-8")
 
 
-def _begin_anew(draft: Path, now_ms: int) -> None:
+def _begin_anew(draft: Path, contents: Contents, now_ms: int) -> None:
     """Checks the database against the blobs, and abandons what may have gone on elsewhere."""
     file = draft / DATABASE
     schema = snapshot.check(file)
-    if schema != SCHEMA_VERSION:
+    if schema != contents.schema_version:
         raise LocalError(
             Code.STATE_CORRUPT, f"The database is of schema version {schema}, its index says another."
         )

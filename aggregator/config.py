@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -23,6 +25,7 @@ from fedless.protocol.identity import check_id
 from fedless.protocol.messages import NOISE_MAX
 
 PREFIX = "FEDLESS__"
+_PASSWORD = re.compile(r"[\w+]+://[^/@]*:[^/@]+@|[^?]+\?(?:.*&)?password=")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Host = Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])$")]
 Address = Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$")]
@@ -105,6 +108,15 @@ class StateSettings(_Section):
 
     directory: Path = Path("state")
     database: str = Field("", repr=False)
+    database_password_file: str = ""
+    database_wait_s: int = Field(60, ge=1, le=3600)
+
+    @model_validator(mode="after")
+    def _password_has_an_account(self) -> StateSettings:
+        if self.database_password_file and "@" not in self.database:
+            message = "database_password_file needs a database of the form postgresql://USER@HOST/NAME"
+            raise ValueError(message)
+        return self
 
 
 class LimitSettings(_Section):
@@ -174,8 +186,19 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The state's database."""
-        return self.state.database or f"sqlite:///{self.state.directory / 'fedless.db'}"
+        """The state's database; with its password, so never to be shown. Raises `LocalError` STATE_MISSING."""
+        if not self.state.database:
+            return f"sqlite:///{self.state.directory / 'fedless.db'}"
+        if not self.state.database_password_file:
+            return self.state.database
+        try:
+            password = Path(self.state.database_password_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            detail = f"The database's password cannot be read: {error}."
+            raise LocalError(Code.STATE_MISSING, detail, fix="See state.database_password_file.") from error
+        head, separator, rest = self.state.database.partition("://")
+        account, at, place = rest.partition("@")
+        return f"{head}{separator}{account.partition(':')[0]}:{quote(password, safe='')}{at}{place}"
 
 
 def load(path: Path) -> Settings:
@@ -193,7 +216,7 @@ def load(path: Path) -> Settings:
         raise LocalError(Code.CONFIG_INVALID, f"{path} cannot be read: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         raise LocalError(Code.CONFIG_INVALID, f"{path} is not TOML: {error}.") from error
-    complaints = list(_unknown_variables(os.environ))
+    complaints = [*_unknown_variables(os.environ), *_open_passwords(values)]
     try:
         settings = Settings(**values)
     except ValidationError as error:
@@ -213,6 +236,14 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             section = name[len(PREFIX) :].split("__")[0].lower()
             if section not in Settings.model_fields:
                 yield f"{name} (environment): unknown section {section!r}{_like(section, Settings)}"
+
+
+def _open_passwords(values: Mapping[str, Any]) -> Iterator[str]:
+    """A password in the file would be in every back-up of it, and in every question about it."""
+    state = values.get("state")
+    url = state.get("database") if isinstance(state, dict) else None
+    if isinstance(url, str) and _PASSWORD.match(url):
+        yield "state.database: holds a password; put it into a file of its own, see state.database_password_file"
 
 
 def _complaint(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, a dict
@@ -240,10 +271,13 @@ def _like(word: str, section: type[BaseModel]) -> str:
 
 
 def _absolute(settings: Settings, base: Path) -> Settings:
-    """The same settings with every directory resolved against the file's folder."""
+    """The same settings with every path resolved against the file's folder."""
     changed = {
         name: section.model_copy(update={"directory": base / section.directory})
         for name in ("authority", "listen", "broker", "state", "helper")
         if (section := getattr(settings, name))
     }
+    if settings.state.database_password_file:
+        password = {"database_password_file": str(base / settings.state.database_password_file)}
+        changed["state"] = changed["state"].model_copy(update=password)
     return settings.model_copy(update=changed)

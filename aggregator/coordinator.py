@@ -235,6 +235,7 @@ class Coordinator:
 
     async def _step(self, live: Live, event: e.Event, record: Record | None) -> list[e.Effect]:
         async with live.lock:
+            await self._refresh(live)
             now, round_ = self._clock(), live.round
             before = round_.phase
             effects = round_.handle(event, now)
@@ -262,10 +263,17 @@ class Coordinator:
         try:
             await self._database.run(work)
         except Exception:
-            round_id = live.round.terms.round_id
-            live.round = await self._database.run(lambda c: store.load(c, round_id))
+            live.stale = True
+            await self._refresh(live)
             raise
         live.round.changed.clear()
+
+    async def _refresh(self, live: Live) -> None:
+        """Takes the round from the database, if what is in memory went further than that."""
+        if live.stale:
+            round_id = live.round.terms.round_id
+            live.round = await self._database.run(lambda c: store.load(c, round_id))
+            live.stale = False
 
     # -- effects
 

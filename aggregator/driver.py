@@ -20,6 +20,7 @@ from aggregator import strategies
 from aggregator.completion import Completion
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
+from aggregator.live import PASSING
 from aggregator.masked import Choose, MaskedMode, Plan, mode_of
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
@@ -53,16 +54,17 @@ class Driver:
         self._setups_failed = 0
 
     async def drive(self) -> None:
-        """Goes on until the run has ended; a full disk is waited for, and said."""
+        """Goes on until the run has ended; a full disk and an absent database are waited for, and said."""
         while True:
             try:
                 await self._go_on()
             except LocalError as error:
-                if error.code is not Code.DISK_FULL:
+                if error.code not in PASSING:
                     await self._fail(reason(error))
                     return
+                log.warning("run_waits", run=self._run.run_id, reason=reason(error))
                 with contextlib.suppress(LocalError):
-                    await self._say(f"waits for disk space: {error.detail}")
+                    await self._say(f"waits for {PASSING[error.code]}: {error.detail}")
                 await self._means.sleep(DISK_AGAIN_MS)
             except FedlessError as error:
                 await self._fail(reason(error))

@@ -45,6 +45,7 @@ class Live:
     adding_ms: float = 0.0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     refused: set[tuple[str, Code]] = field(default_factory=set)
+    stale: bool = False  # a step was not recorded: the database knows, memory does not
 
     def open_sum(self) -> FloatSum | RingSum:
         """The round's running sum, made when it is first needed."""
@@ -59,15 +60,20 @@ def range_limit(terms: Terms) -> float | None:
     return None if terms.is_masked else terms.update_limit
 
 
+PASSING = {Code.DISK_FULL: "disk space", Code.STORE_UNREACHABLE: "the database or the blob store"}
+"""Troubles of this machine that end by themselves or by its operator: what a run waits for."""
+
+
 @contextmanager
 def own_faults_as_refusals() -> Iterator[None]:
-    """Our full disk is no fault of the client's, but it must hear of it, and come again."""
+    """Our full disk or absent database is no fault of the client's, but it must hear of it, and come again."""
     try:
         yield
     except LocalError as error:
-        if error.code is not Code.DISK_FULL:
+        if error.code not in PASSING:
             raise
-        raise PeerError(error.code, "The aggregator's disk is full.", retry_after_ms=DISK_RETRY_MS) from error
+        detail = "The aggregator cannot store anything."
+        raise PeerError(error.code, detail, retry_after_ms=DISK_RETRY_MS) from error
 
 
 async def while_open(live: Live, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

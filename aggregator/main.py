@@ -58,6 +58,7 @@ from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
 from cloud_adapters import prices
 from fedless.protocol.crypto import ed25519_sign
+from fedless.protocol.errors import LocalError
 from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints, Mode
 from fedless.protocol.signed import sign_ticket
@@ -80,7 +81,14 @@ async def _serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with running(settings) as endpoints:
+    lost: list[LocalError] = []
+    loop = asyncio.get_running_loop()
+
+    def lose(error: LocalError) -> None:
+        lost.append(error)
+        loop.call_soon_threadsafe(stopping.set)
+
+    async with running(settings, lose) as endpoints:
         addresses = {"grpc": endpoints.fleet[0], "mqtt": endpoints.mqtt[0], "enroll": endpoints.enrollment[0]}
         _log.info("aggregator_ready", fleet=settings.fleet.name, **addresses)
         _notify("READY=1")
@@ -88,6 +96,8 @@ async def _serve(settings: Settings) -> None:
         _log.info("aggregator_stopping")
         _notify("STOPPING=1")
     _log.info("aggregator_stopped")
+    if lost:
+        raise lost[0]
 
 
 def clock() -> int:
@@ -129,14 +139,21 @@ class Outside(TypedDict):
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Endpoints]:
-    """The whole service while the block runs; gives where it can be reached. Raises `LocalError`."""
+async def running(
+    settings: Settings, on_lost: Callable[[LocalError], None] = lambda _error: None
+) -> AsyncIterator[Endpoints]:
+    """The whole service while the block runs; gives where it can be reached. Raises `LocalError`.
+
+    `on_lost` hears, from another thread, that another aggregator has taken the database over.
+    """
     async with AsyncExitStack() as exits:
         authority = Authority.load(settings.authority.directory, settings.fleet.name)
         ticket_key = read_ticket_key(settings)
         party = _read_party(settings, authority)
         _renew_servers(settings, authority)
-        database = Database.open(settings.database_url)
+        database = Database.open(
+            settings.database_url, wait_s=settings.state.database_wait_s, on_lost=on_lost
+        )
         exits.callback(database.close)
         await database.run(store.nobody_online)
 

@@ -18,6 +18,7 @@ import structlog
 
 from aggregator.authority import Caller, Callers
 from aggregator.interfaces import Clock
+from aggregator.live import PASSING
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.identity import CLIENT_ROLES, Role
 from fedless.protocol.wire import error_to_bytes
@@ -107,8 +108,8 @@ def _refusal(error: Exception, method: str, *, tell: bool) -> PeerError:
         if tell:
             return PeerError(error.code, error.detail, fix=error.fix, retry_after_ms=error.retry_after_ms)
         _log.error("own_trouble", method=method, code=error.code.value, detail=error.detail)
-        if error.code is Code.DISK_FULL:
-            return PeerError(Code.DISK_FULL, "On the aggregator.", retry_after_ms=OWN_TROUBLE_RETRY_MS)
+        if error.code in PASSING:
+            return PeerError(error.code, "On the aggregator.", retry_after_ms=OWN_TROUBLE_RETRY_MS)
         return PeerError(Code.INTERNAL)
     _log.error("unexpected", method=method, error=type(error).__name__, exc_info=error)
     return PeerError(Code.INTERNAL)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from tests.postgresql import Server
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when tensorflow is imported
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -20,9 +22,23 @@ settings.register_profile("fedless", deadline=None, print_blob=True, derandomize
 settings.load_profile("fedless")
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """One real PostgreSQL server for all tests of this process that want one, started by the first of them."""
+    from tests.postgresql import started
+
+    server = started(_ports())
+    yield server
+    server.remove()
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """Give a function that returns a loopback TCP port that was free a moment ago, a new one each time."""
+    return _ports()
+
+
+def _ports() -> Callable[[], int]:
     given: set[int] = set()
 
     def take() -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -29,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from aggregator.store.schema import metadata
+from aggregator.store.schema import Json, metadata
 
 CLAIMED, ENROLLED, REVOKED = "claimed", "enrolled", "revoked"
 
@@ -38,13 +37,13 @@ clients = Table(
     metadata,
     Column("client_id", String(64), primary_key=True),
     Column("state", String(16), nullable=False),
-    Column("labels", JSON, nullable=False),
+    Column("labels", Json, nullable=False),
     Column("enrolled_at_ms", BigInteger, nullable=False, default=0),
     Column("last_seen_ms", BigInteger, nullable=False, default=0),
     Column("online", Boolean, nullable=False, default=False),
     Column("not_before_ms", BigInteger, nullable=False, default=0),
     Column("not_before_reason", Text, nullable=False, default=""),
-    Column("profile", JSON, nullable=False, default=dict),
+    Column("profile", Json, nullable=False, default=dict),
     Column("revoked_reason", Text, nullable=False, default=""),
 )
 

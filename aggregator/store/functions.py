@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Column,
     Connection,
@@ -25,14 +24,14 @@ from sqlalchemy import (
 )
 
 from aggregator.store import fleet
-from aggregator.store.schema import metadata
+from aggregator.store.schema import Json, metadata
 
 functions = Table(
     "functions",
     metadata,
     Column("client_id", ForeignKey("clients.client_id"), primary_key=True),
     Column("platform", String(32), nullable=False),
-    Column("settings", JSON, nullable=False),
+    Column("settings", Json, nullable=False),
     Column("added_at_ms", BigInteger, nullable=False),
 )
 

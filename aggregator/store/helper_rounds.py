@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import JSON, Column, Connection, ForeignKey, LargeBinary, Table, insert, select, update
+from sqlalchemy import Column, Connection, ForeignKey, LargeBinary, Table, insert, select, update
 
 from aggregator.members import Stage
-from aggregator.store.schema import cohort, metadata
+from aggregator.store.schema import Json, cohort, metadata
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg import codec
 from fedless.protocol.secagg.helper_messages import HelperOpen
@@ -22,7 +22,7 @@ helper_rounds = Table(
     metadata,
     Column("round_id", ForeignKey("rounds.round_id"), primary_key=True),
     Column("opened", LargeBinary, nullable=False),
-    Column("refused", JSON, nullable=False, default=dict),
+    Column("refused", Json, nullable=False, default=dict),
 )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Column,
     Connection,
@@ -28,7 +27,7 @@ from sqlalchemy import (
 )
 
 from aggregator.members import Phase
-from aggregator.store.schema import metadata, rounds
+from aggregator.store.schema import Json, metadata, rounds
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg import codec
 from fedless.protocol.secagg.assembly import ServerEpoch
@@ -41,7 +40,7 @@ key_epochs = Table(
     metadata,
     Column("epoch", BigInteger, primary_key=True, autoincrement=False),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False, index=True),
-    Column("cohort", JSON, nullable=False),
+    Column("cohort", Json, nullable=False),
     Column("minimum", Integer, nullable=False),
     Column("opened_at_ms", BigInteger, nullable=False),
     Column("keys_until_ms", BigInteger, nullable=False),

@@ -5,10 +5,15 @@ The tables of clients and certificates are in `fleet.py`, on the same `metadata`
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -19,20 +24,44 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = 1
+REVISIONS = Path(__file__).parent / "migrations" / "versions"
+SCHEMA_VERSION = max(int(file.name[1:5]) for file in REVISIONS.glob("r[0-9][0-9][0-9][0-9]_*.py"))
+"""The number of the newest revision: the tables of this package are of that version."""
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
+
+class _JsonText(TypeDecorator[Any]):
+    """JSON as text with Python's NaN and Infinity: a loss may be one, and PostgreSQL's own JSON refuses them."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ANN401, ARG002 - SQLAlchemy's signature
+        return json.dumps(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ANN401, ARG002
+        return json.loads(value)
+
+
+Json = JSON().with_variant(_JsonText(), "postgresql")
+"""Any JSON value, on every database: use it where SQLAlchemy's own `JSON` comes to mind."""
+metadata = MetaData(naming_convention=NAMING)
+
+# One row: who works on this database. A connection that was lost comes back only to the same generation.
+owner = Table(
+    "owner",
+    metadata,
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
 )
-
-# One row: which program version made these tables.
-schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 # One task, round after round. `settings` is the task file as text; `task` is what clients get, byte for byte.
 runs = Table(
@@ -83,14 +112,14 @@ rounds = Table(
     Column("kind", Integer, nullable=False),
     Column("mode", String(16), nullable=False),
     Column("model_version", Integer, nullable=False),  # what its clients start from
-    Column("terms", JSON, nullable=False),
+    Column("terms", Json, nullable=False),
     Column("phase", String(16), nullable=False, index=True),
     Column("reason", Text, nullable=False, default=""),
     Column("opened_at_ms", BigInteger, nullable=False),
     Column("grace_until_ms", BigInteger, nullable=False, default=0),
     Column("ended_at_ms", BigInteger, nullable=False, default=0),
-    Column("metrics", JSON, nullable=False, default=dict),
-    Column("phases_ms", JSON, nullable=False, default=dict),
+    Column("metrics", Json, nullable=False, default=dict),
+    Column("phases_ms", Json, nullable=False, default=dict),
 )
 
 # Who was selected for a round, and all that became of it: the announced report, and what the invocation cost.
@@ -108,11 +137,11 @@ cohort = Table(
     Column("length_bytes", BigInteger, nullable=False, default=0),
     Column("sha256", LargeBinary(32), nullable=False, default=b""),
     Column("examples", BigInteger, nullable=False, default=0),
-    Column("sums", JSON, nullable=False, default=dict),
+    Column("sums", Json, nullable=False, default=dict),
     Column("masked", LargeBinary, nullable=False, default=b""),  # the signed head of a masked report
     Column("bytes_down", BigInteger, nullable=False, default=0),
     Column("bytes_up", BigInteger, nullable=False, default=0),
-    Column("invocation", JSON, nullable=False, default=dict),
+    Column("invocation", Json, nullable=False, default=dict),
     Index("ix_cohort_client_id", "client_id"),
 )
 
@@ -126,7 +155,7 @@ events = Table(
     Column("event", String(64), nullable=False),
     Column("round_id", BigInteger, nullable=False, default=0),
     Column("client_id", String(64), nullable=False, default=""),
-    Column("fields", JSON, nullable=False, default=dict),
+    Column("fields", Json, nullable=False, default=dict),
 )
 
 # How often something happened to a client: refusals by code, and accepted reports as "reports".

@@ -57,5 +57,10 @@ def version(connection: sqlite3.Connection) -> int:
     (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if said != "ok":
         raise sqlite3.DatabaseError(said)
-    (found,) = connection.execute("SELECT version FROM schema_version").fetchone()
-    return int(found)
+    try:
+        row = connection.execute("SELECT version_num FROM schema_revision").fetchone()
+    except sqlite3.OperationalError:  # of a database from before there were revisions
+        row = connection.execute("SELECT version FROM schema_version").fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError("it says no schema version")
+    return int(row[0])

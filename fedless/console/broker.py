@@ -74,7 +74,7 @@ def _revocation_list(settings: Settings) -> bytes:
     authority = Authority.load(settings.authority.directory, settings.fleet.name)
     if not settings.state.database and not (settings.state.directory / "fedless.db").exists():
         return authority.revocation_list((), _clock())  # the service makes it, under its own account
-    database = Database.open(settings.database_url)
+    database = Database.open(settings.database_url, sole=False)
     try:
         registrar = Registrar(database, authority, terms_of(settings), _clock, os.urandom)
         asyncio.run(registrar.load())

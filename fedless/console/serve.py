@@ -1,4 +1,4 @@
-"""`fedless aggregator`: runs the service, or installs it as one of systemd."""
+"""`fedless aggregator`: runs the service, installs it as one of systemd, or brings its database up to date."""
 
 from __future__ import annotations
 
@@ -32,6 +32,28 @@ def serve(
     from aggregator.main import serve as run
 
     run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2])
+
+
+@app.command()
+def migrate(
+    fleet: Annotated[Path | None, typer.Option(help="The fleet's directory.")] = None,
+    to: Annotated[
+        int | None,
+        typer.Option(help="The schema version, if not the newest; going back drops what later ones hold."),
+    ] = None,
+) -> None:
+    """Bring the database to a schema version, while the aggregator is stopped; its start does it as well."""
+    from aggregator import lock
+    from aggregator.config import load
+    from aggregator.store.engine import migrate_to
+
+    settings = load(find_fleet(fleet) / CONFIGURATION)
+    with lock.hold(settings.state.directory):
+        before, after = migrate_to(settings.database_url, to)
+    if before == after:
+        typer.echo(f"The database is of schema version {after} already.")
+    else:
+        typer.echo(f"The database is of schema version {after} now; it was {before or 'empty'}.")
 
 
 @app.command()

@@ -129,6 +129,7 @@ class Code(Enum):
     STATE_EXISTS = "state_exists"
     STATE_CORRUPT = "state_corrupt"
     DISK_FULL = "disk_full"
+    STORE_UNREACHABLE = "store_unreachable"
     CLOCK_WRONG = "clock_wrong"
     PORT_IN_USE = "port_in_use"
     NOT_INSTALLED = "not_installed"
@@ -262,6 +263,7 @@ MEANINGS: dict[Code, Meaning] = {
     Code.STATE_EXISTS: Meaning(_EXISTS, "There is something here already, and it is not overwritten."),
     Code.STATE_CORRUPT: Meaning("DATA_LOSS", "The stored state is damaged."),
     Code.DISK_FULL: Meaning(_FULL, "There is no space left on the disk."),
+    Code.STORE_UNREACHABLE: Meaning(_LATER, "The database or the blob store cannot be reached."),
     Code.CLOCK_WRONG: Meaning(_PRE, "The clock is wrong."),
     Code.PORT_IN_USE: Meaning(_PRE, "The port is in use."),
     Code.NOT_INSTALLED: Meaning(_PRE, "A needed program or package is not installed."),

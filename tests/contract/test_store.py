@@ -19,8 +19,9 @@ from aggregator.store.records import ModelRecord, RunRecord, RunState
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
 
-DATABASES: dict[str, Callable[[Path], str]] = {
-    "sqlite": lambda folder: f"sqlite:///{folder / 'fedless.db'}",
+DATABASES: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
+    "sqlite": lambda _request, folder: f"sqlite:///{folder / 'fedless.db'}",
+    "postgresql": lambda request, _folder: str(request.getfixturevalue("postgresql").url()),
 }
 NOW = 1_700_000_000_000
 RUN = RunRecord("run-1", "settings", b"task", b"b" * 32, b"", RunState.RUNNING)
@@ -28,7 +29,7 @@ RUN = RunRecord("run-1", "settings", b"task", b"b" * 32, b"", RunState.RUNNING)
 
 @pytest.fixture(params=DATABASES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return DATABASES[request.param](tmp_path)
+    return DATABASES[request.param](request, tmp_path)
 
 
 @pytest.fixture
@@ -108,6 +109,7 @@ def test_a_round_comes_back_as_it_was_saved(database: Database) -> None:
 
 def test_a_round_survives_closing_the_database(database: Database, url: str) -> None:
     database.run_now(open_round)
+    database.close()
     again = Database.open(url)
     assert again.run_now(lambda c: rounds.load(c, 7)).state.members["a"].stage is Stage.SELECTED
     again.close()

@@ -160,6 +160,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "google.auth": ("cloud_adapters/google.py",),
     "httpx": ("cloud_adapters/web.py",),
     "obstore": ("cloud_adapters/handlers/objects.py",),
+    "alembic": ("aggregator/store/",),
+    "psycopg": ("aggregator/store/postgresql.py",),
     "sqlalchemy": ("aggregator/", "fedless/helper/"),
     "paho": ("aggregator/wake.py", "edge_runtime/"),
     "typer": ("fedless/console/",),
@@ -353,3 +355,15 @@ def test_sample_is_read_without_complaint(name: str) -> None:
     module, function = LOADERS[kind]
     load = getattr(import_module(module), function)
     load(ROOT / name if function == "load" else (ROOT / name).read_bytes())
+
+
+# -- the database's schema
+
+
+def test_every_change_of_the_schema_has_a_revision(tmp_path: Path) -> None:
+    from tests.schema import columns_of_plain_json, lacking_revisions, wrong_revisions
+
+    assert wrong_revisions() == []
+    lacking = lacking_revisions(f"sqlite:///{tmp_path / 'fedless.db'}")
+    assert lacking == [], "write a revision (see CONTRIBUTING.md)"
+    assert columns_of_plain_json() == [], "use schema.Json"

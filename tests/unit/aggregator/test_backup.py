@@ -22,9 +22,10 @@ from aggregator.config import load
 from aggregator.founding import Ports, found_fleet
 from aggregator.store import fleet as clients
 from aggregator.store.engine import Database
+from aggregator.store.migrate import version_table
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.store.runs import insert_model, insert_run
-from aggregator.store.schema import schema_version
+from aggregator.store.schema import SCHEMA_VERSION
 from fedless.protocol.errors import Code, LocalError
 
 NOW_MS = 1_790_000_000_000
@@ -243,10 +244,10 @@ def test_backup_of_another_kind_is_refused(
 def test_database_of_another_schema_is_refused_whatever_the_index_says(
     home: Home, archive: Path, tmp_path: Path
 ) -> None:
-    home.change(lambda c: c.execute(update(schema_version).values(version=999)).rowcount)
+    home.change(lambda c: c.execute(update(version_table).values(version_num="0999")).rowcount)
     later = tmp_path / "later.tar"
     assert backup.back_up(home.configuration, later, NOW_MS, with_keys=False).schema_version == 999
-    rewrite(later, lambda index: index.update({"schema_version": 1}))
+    rewrite(later, lambda index: index.update({"schema_version": SCHEMA_VERSION}))
     assert refused(later, tmp_path / "other").code is Code.STATE_CORRUPT
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from aggregator.config import BrokerKind, load
 from fedless.protocol.errors import Code, LocalError
@@ -101,6 +102,29 @@ def test_external_broker_needs_an_address(tmp_path: Path) -> None:
 
 
 def test_database_password_is_in_no_message(tmp_path: Path) -> None:
-    settings = load(written(tmp_path, LEAST + '[state]\ndatabase = "postgresql://u:hunter2@db/x"\n'))
-    assert "hunter2" not in repr(settings)
     assert "hunter2" not in refusal(tmp_path, LEAST + '[state]\ndatabase = ["hunter2"]\n')
+    for url in ("postgresql://u:hunter2@db/x", "postgresql:///x?user=u&password=hunter2"):
+        said = refusal(tmp_path, LEAST + f'[state]\ndatabase = "{url}"\n')
+        assert "database_password_file" in said
+        assert "hunter2" not in said
+
+
+def test_database_password_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLESS__STATE__DATABASE", "postgresql://u:hunter2@db/x")
+    settings = load(written(tmp_path, LEAST))
+    assert settings.database_url == "postgresql://u:hunter2@db/x"
+    assert "hunter2" not in repr(settings)
+
+
+def test_database_password_comes_from_a_file(tmp_path: Path) -> None:
+    state = '[state]\ndatabase = "postgresql://u@db:5/x"\ndatabase_password_file = "secret"\n'
+    settings = load(written(tmp_path, LEAST + state))
+    with pytest.raises(LocalError, match="password cannot be read"):
+        _ = settings.database_url
+    (tmp_path / "secret").write_text("hunt/er@2\n")
+    assert make_url(settings.database_url).password == "hunt/er@2"
+    assert settings.database_url.endswith("@db:5/x")
+    assert "hunt" not in repr(settings)
+    assert "USER@HOST" in refusal(tmp_path, LEAST + '[state]\ndatabase_password_file = "secret"\n')

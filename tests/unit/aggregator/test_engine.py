@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from aggregator.store import schema
@@ -59,15 +59,6 @@ def test_sqlite_is_set_up_for_power_cuts(tmp_path: Path) -> None:
         "wal", 2, 1, 1,
     ]  # fmt: skip
     database.close()
-
-
-def test_a_database_of_another_version_is_refused(tmp_path: Path) -> None:
-    database = Database.open(url(tmp_path))
-    database.run_now(lambda connection: connection.execute(update(schema.schema_version).values(version=99)))
-    database.close()
-    with pytest.raises(LocalError, match="schema version 1, found 99") as failure:
-        Database.open(url(tmp_path))
-    assert failure.value.code is Code.WRONG_STATE
 
 
 def test_a_damaged_database_is_named(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ async def test_power_cut_inside_an_enrollment_costs_nothing(fleet: Fleet, statem
             raise PowerCut
 
     request = request_for(await fleet.claim("dev-1"))
-    event.listen(fleet.database._engine, "before_cursor_execute", cut)
+    event.listen(fleet.database._backend.engine, "before_cursor_execute", cut)
     try:
         await fleet.registrar.enroll(request, "192.0.2.1")
     except PowerCut:

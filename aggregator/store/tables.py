@@ -1,0 +1,8 @@
+"""Every table of the database, whatever else is imported: a module with tables of its own is named here."""
+
+from __future__ import annotations
+
+from aggregator.store import fleet, functions, helper_rounds, masks, schema
+
+__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "schema"]
+metadata = schema.metadata
