@@ -159,7 +159,7 @@ def test_answer_to_a_commit_that_was_lost_is_looked_up(
     """The connection dies while the commit is under way: done once, whether or not it was done."""
     url = postgresql.url()
     database = Database.open(url)
-    times = []
+    times: list[int] = []
 
     def lose(connection: psycopg.Connection[object]) -> None:
         if not times:
