@@ -6,7 +6,7 @@ a crash finds the blobs that are there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from aggregator.evaluation import means
 from aggregator.members import Member, Stage
 from aggregator.round import Round
 from aggregator.store.records import ModelRecord
-from aggregator.strategies.base import Doubles, Floats, Strategy
+from aggregator.strategies.base import Beside, Doubles, Floats, Strategy
 from aggregator.strategies.robust import Robust
 from aggregator.uploads import BLOCK, FloatSum, float_blocks
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -55,17 +55,27 @@ class SingleReports:
             yield np.stack([_read(file, start, count) for file in self.files])
 
 
-def mean_blocks(updates: FloatSum | MeanSum | SingleReports, strategy: Strategy) -> Iterator[Doubles]:
-    """The round's mean update as the strategy takes it, block after block; blocks."""
+NOTHING_BESIDE = Beside({})
+
+
+def mean_blocks(
+    updates: FloatSum | MeanSum | SingleReports, strategy: Strategy, beside: Beside = NOTHING_BESIDE
+) -> Iterator[Doubles]:
+    """The round's mean update as the strategy takes it, block after block; blocks.
+
+    float64[n], or float64[vectors, n] where an update has more than one vector.
+    """
     if isinstance(updates, SingleReports):
         if not isinstance(strategy, Robust):
             raise TypeError(strategy)
         weights = strategy.weights(updates.blocks(), len(updates.files))
         yield from (strategy.mean(block, weights) for block in updates.blocks())
         return
-    for start in range(0, len(updates.total), BLOCK):
-        part = updates.total[start : start + BLOCK].astype(np.float64, copy=False)
-        yield part / updates.weight
+    scale = np.array(strategy.scale(beside))[:, None] / updates.weight
+    vectors = updates.total.reshape(len(scale), -1)
+    for start in range(0, vectors.shape[1], BLOCK):
+        part = vectors[:, start : start + BLOCK].astype(np.float64, copy=False) * scale
+        yield part if len(scale) > 1 else part[0]
 
 
 def next_model(
@@ -89,9 +99,10 @@ def next_model(
     def rows() -> Iterator[Sequence[memoryview]]:
         start = 0
         for block in mean:
-            before = _read(blobs.path(old.digest), start, len(block))
-            state = [part(name, start, len(block)) for name in names]
-            start += len(block)
+            count = block.shape[-1]
+            before = _read(blobs.path(old.digest), start, count)
+            state = [part(name, start, count) for name in names]
+            start += count
             model, kept = strategy.step(before, block, state)
             yield [array.astype("<f4", copy=False).data.cast("B") for array in (model, *kept)]
 
@@ -140,6 +151,21 @@ def masked_figures(round_: Round, decoded: Decoded) -> dict[str, float]:
     means_ = {f"{prefix}_{names.get(name, name)}": value for name, value in decoded.extras.items()}
     examples = decoded.weight * round_.terms.max_examples
     return {**means_, f"{prefix}_examples": float(round(examples))}
+
+
+def beside(round_: Round, extras: Mapping[str, float]) -> Beside:
+    """What the round tells its strategy beside the mean update; `extras` as masks opened them, or as reports told."""
+    terms, count = round_.terms, len(reported(round_))
+    return Beside(extras, count / max(terms.population, count, 1))
+
+
+def told(round_: Round) -> dict[str, float]:
+    """The weighted mean of each further coordinate of a plain round."""
+    headers = [member.header for member in reported(round_) if member.header is not None]
+    examples = sum(header.examples for header in headers)
+    return {
+        name: sum(header.sums[name] for header in headers) / examples for name in dict(round_.terms.extras)
+    }
 
 
 def times(round_: Round) -> dict[str, float]:

@@ -42,12 +42,13 @@ PLAIN = Change(_nothing_more, lambda: None)
 
 @dataclass(frozen=True)
 class Opened:
-    """A round's sum in the clear, its figures, and what to record beside the commit."""
+    """A round's sum in the clear, its figures, what to record beside the commit, and its further coordinates' means."""
 
     sum: FloatSum | MeanSum
     figures: Mapping[str, float]
     change: Change
     phases_ms: Mapping[str, float]
+    extras: Mapping[str, float]
 
 
 class Completion:
@@ -86,7 +87,8 @@ class Completion:
         if isinstance(sum_, RingSum):
             return await self._unmask(round_, sum_, adding_ms)
         prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
-        return Opened(sum_, commit.figures(round_, prefix), PLAIN, {"aggregate": adding_ms})
+        figures = commit.figures(round_, prefix)
+        return Opened(sum_, figures, PLAIN, {"aggregate": adding_ms}, commit.told(round_))
 
     async def _unmask(self, round_: Round, sum_: RingSum, adding_ms: float) -> Opened | None:
         if self._masked is None:
@@ -99,7 +101,8 @@ class Completion:
             return None
         unmask_ms = (time.monotonic() - began) * 1000
         figures = commit.masked_figures(round_, decoded)
-        return Opened(MeanSum(decoded.mean), figures, change, {"aggregate": adding_ms, "unmask": unmask_ms})
+        phases = {"aggregate": adding_ms, "unmask": unmask_ms}
+        return Opened(MeanSum(decoded.mean), figures, change, phases, decoded.extras)
 
     async def _abandon(self, round_: Round, error: PeerError | LocalError) -> None:
         change = PLAIN if self._masked is None else await self._masked.give_up(round_, error.code)
@@ -111,7 +114,8 @@ class Completion:
         means, terms = self._means, round_.terms
         old = await means.database.run(lambda c: runs.model(c, terms.run_id, terms.model_version))
         began = time.monotonic()
-        mean = commit.mean_blocks(self._updates(round_, opened.sum), self._strategy)
+        beside = commit.beside(round_, opened.extras)
+        mean = commit.mean_blocks(self._updates(round_, opened.sum), self._strategy, beside)
         model = await asyncio.to_thread(
             commit.next_model, means.blobs, old, mean, self._strategy, terms.round_id
         )

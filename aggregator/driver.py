@@ -101,7 +101,15 @@ class Driver:
             lambda c: (runs.newest_model(c, self._run.run_id), rounds.next_number(c, self._run.run_id))
         )
         terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
-        terms = replace(terms, goal=goal, minimum=cohort.minimum(goal), parameters=self._task.parameters)
+        terms = replace(
+            terms,
+            goal=goal,
+            minimum=cohort.minimum(goal),
+            parameters=self._task.parameters,
+            vectors=self._task.rule.vectors,
+            extras=tuple(self._strategy.extras(self._task.rule, self._task.max_examples).items()),
+            population=len(candidates),
+        )
         if self._masked is not None:
             return await self._open_masked(self._masked, terms, model, candidates)
         choose = await self._choice(terms, candidates)

@@ -14,6 +14,9 @@ from fedless.protocol.errors import Code
 GRACE_MS_MIN = 1_000
 """Where rounds are short, a busy machine needs longer than the median says."""
 
+ROUNDING = 1 + 1e-6
+"""Sums are means times example counts, in floating point."""
+
 # -- about the round
 
 
@@ -151,11 +154,14 @@ def example_count_out_of_bounds(state: State, event: e.ReportAnnounced) -> bool:
     return not state.terms.is_masked and not 1 <= event.header.examples <= state.terms.max_examples
 
 
-def impossible_sums(_state: State, event: e.ReportAnnounced) -> bool:
-    """More correct examples than examples, or fewer than none."""
-    sums = event.header.sums
-    return not 0 <= sums.get("correct", 0.0) <= event.header.examples or not all(
-        map(math.isfinite, sums.values())
+def impossible_sums(state: State, event: e.ReportAnnounced) -> bool:
+    """More correct examples than examples, or fewer than none; a further coordinate that is missing or too large."""
+    sums, examples = event.header.sums, event.header.examples
+    most = {} if state.terms.is_masked else dict(state.terms.extras)
+    return (
+        not 0 <= sums.get("correct", 0.0) <= examples
+        or not all(map(math.isfinite, sums.values()))
+        or any(not 0 <= sums.get(name, -1.0) <= bound * examples * ROUNDING for name, bound in most.items())
     )
 
 
@@ -180,7 +186,9 @@ DETAILS: Mapping[Code, Callable[[State, Any], str]] = {
         else "Expected the report's header first."
     ),
     Code.OUT_OF_RANGE: lambda s, ev: (
-        f"Expected 0 to {ev.header.examples} correct examples, found {ev.header.sums.get('correct', 0.0):g}."
+        f"Expected 0 to {ev.header.examples} correct examples, found {ev.header.sums.get('correct', 0.0):g}"
+        + "".join(f"; {name} from 0 to {bound:g} for each example" for name, bound in s.terms.extras)
+        + "."
         if isinstance(ev, e.ReportAnnounced)
         else f"Expected numbers of at most {s.terms.update_limit:g} in magnitude."
     ),

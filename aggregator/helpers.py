@@ -118,7 +118,7 @@ class HelperRounds:
         return HelperOpen(
             round_id=0,
             model_version=plan.terms.model_version,
-            model_digest=plan.model.digest,
+            model_digest=plan.model.start(plan.terms.kind),
             task_digest=hashlib.sha256(plan.task).digest(),
             encoding=encoding,
             prg=Prg.AES,

@@ -51,7 +51,7 @@ class Live:
         """The round's running sum, made when it is first needed."""
         if self.sum is None:
             terms = self.round.terms
-            self.sum = RingSum(terms.words, terms.encoding) if terms.is_masked else FloatSum(terms.parameters)
+            self.sum = RingSum(terms.words, terms.encoding) if terms.is_masked else FloatSum(terms.words)
         return self.sum
 
 

@@ -124,7 +124,7 @@ class Pairwise:
             epoch=epoch.value.epoch,
             slot=0,
             model_version=plan.terms.model_version,
-            model_digest=plan.model.digest,
+            model_digest=plan.model.start(plan.terms.kind),
             task_digest=hashlib.sha256(plan.task).digest(),
             encoding=encoding,
             prg=epoch.value.state.prg,
@@ -155,12 +155,13 @@ def encoding_of(plan: Plan, n: int) -> RingEncoding:
     secagg = plan.settings.secagg
     loss = Extra("loss", secagg.loss_limit)
     trains = plan.terms.kind is Kind.TRAIN
+    further = [Extra(name, bound) for name, bound in plan.terms.extras]
     return ring.plan(
         n=n,
-        dimension=plan.terms.parameters,
+        dimension=plan.terms.vectors * plan.terms.parameters,
         bits=secagg.bits if trains else 32,
         clip=secagg.clip,
         max_examples=plan.terms.max_examples,
         l2_clip=secagg.l2_clip if trains else 0.0,
-        extras=(loss,) if trains else (loss, Extra("correct", 1.0)),
+        extras=(loss, *further) if trains else (loss, Extra("correct", 1.0)),
     )

@@ -52,6 +52,8 @@ class Terms:
     the minimum was reached, or at the deadline; with fewer it is abandoned. `parameters` is P, 0 for an
     evaluation; `max_examples` bounds what one client counts; no coordinate of an update may exceed
     `update_limit` in magnitude. `extra_words` are the coordinates of a masked report beside the parameters.
+    An update has `vectors` times P coordinates, and beside it `extras`: names, and the most that each may be of one
+    client. `population` is how many clients could have been asked.
     """
 
     round_id: int
@@ -70,6 +72,9 @@ class Terms:
     mode: Mode = Mode.PLAIN
     encoding: Encoding = Encoding.FLOAT32
     extra_words: int = 0
+    vectors: int = 1
+    extras: tuple[tuple[str, float], ...] = ()
+    population: int = 0
 
     @property
     def report_bytes(self) -> int:
@@ -79,7 +84,7 @@ class Terms:
     @property
     def words(self) -> int:
         """Coordinates of a report."""
-        return self.parameters + self.extra_words
+        return self.vectors * self.parameters + self.extra_words
 
     @property
     def is_masked(self) -> bool:

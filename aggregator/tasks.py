@@ -135,6 +135,8 @@ class StrategyOptions(_Section):
     byzantine: int | None = Field(None, ge=0, le=100_000)
     keep: int | None = Field(None, ge=1, le=100_000)
     norm: float | None = Field(None, gt=0.0, le=1e30)
+    q: float | None = Field(None, gt=0.0, le=100.0)
+    limit: float | None = Field(None, gt=0.0, le=1e6)
 
     def given(self) -> dict[str, float]:
         """The options that the task file names."""
@@ -228,7 +230,7 @@ class TaskSettings(_Section):
             bundle_digest=bundle_digest,
             parameters=parameters,
             mode=Mode(self.mode),
-            rule=self.client.rule(),
+            rule=make(self.strategy, self.strategy_options.given()).client(self.client.rule()),
             max_examples=self.client.max_examples or MAX_EXAMPLES[Mode(self.mode)],
             holdout=self.client.holdout,
         )

@@ -130,5 +130,6 @@ class Tickets:
             endpoints=self._endpoints,
             not_after_ms=terms.deadline_at_ms,
             nonce=nonce,
+            control_digest=model.control(terms.kind),
         )
         return wire.signed_ticket_to_bytes(self._sign(wire.ticket_to_bytes(ticket)))

@@ -148,16 +148,16 @@ class Instance:
         raise self._died()
 
     def _send(self, job: Job) -> None:
-        """The job, and with it the file of parameters as an open descriptor: a sandbox does not see our cache."""
-        try:
-            parameters = os.open(job.parameters, os.O_RDONLY | os.O_CLOEXEC) if job.parameters else None
-        except OSError as error:
-            raise LocalError(Code.INSTANCE_FAILED, f"The model cannot be read: {error}.") from None
-        try:
-            socket.send_fds(self._link, [frame(job.to_json())], [] if parameters is None else [parameters])
-        finally:
-            if parameters is not None:
-                os.close(parameters)
+        """The job, and with it its files as open descriptors: a sandbox does not see our cache."""
+        with contextlib.ExitStack() as opened:
+            descriptors: list[int] = []
+            for path in filter(None, job.files):
+                try:
+                    descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                except OSError as error:
+                    raise LocalError(Code.INSTANCE_FAILED, f"The model cannot be read: {error}.") from None
+                opened.callback(os.close, descriptors[-1])
+            socket.send_fds(self._link, [frame(job.to_json())], descriptors)
 
     def _events(self) -> Iterator[Mapping[str, Any]]:
         """Complete frames at the head of the buffer; stops behind `done`, whose payload follows raw."""

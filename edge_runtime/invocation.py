@@ -16,6 +16,9 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
 from edge_runtime.clock import unix_ms
@@ -27,10 +30,12 @@ from edge_runtime.link import Link, patiently
 from edge_runtime.log import say
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
+from fedless.protocol.crypto import start_digest
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import CheckIn, Encoding, Kind, Mode, NotNow, Offer, ReportHeader, Task, Ticket
 
 if TYPE_CHECKING:
+    from edge_runtime.controls import Controls
     from edge_runtime.masked import Masks
 
 BUDGET_S = 20.0
@@ -63,18 +68,23 @@ class Timings:
 class Finished:
     """A finished report: header, payload, and the state of masked rounds that is to be stored with it, if any.
 
-    `awaits_unmasking`: the aggregator will ask for shares when all have reported.
+    `awaits_unmasking`: the aggregator will ask for shares when all have reported. `control_change`: by how much this
+    client's control variate changes if the report is counted (SCAFFOLD).
     """
 
     header: ReportHeader
     payload: bytes | bytearray | memoryview = field(repr=False)
     masks: tuple[bytes, bytes] | None = field(default=None, repr=False)
     awaits_unmasking: bool = False
+    control_change: NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 @dataclass
 class Invocation:
-    """What one round works with. `observe` is told each step that is complete."""
+    """What one round works with. `observe` is told each step that is complete.
+
+    `controls` is None where nothing is kept from round to round: in a cloud function.
+    """
 
     identity: Identity
     config: EdgeConfig
@@ -84,6 +94,7 @@ class Invocation:
     link: Link
     starts: Instances
     observe: Callable[[str, int], None]
+    controls: Controls | None = None
     _masks: Masks | None = field(init=False, default=None)
 
     def run(self, ticket: Ticket, timings: Timings) -> Finished:
@@ -94,23 +105,26 @@ class Invocation:
         task = self._judge(ticket, offer)
         self.observe("checked_in", ticket.round_id)
         at = timings.lap("check_in", at)
-        unpacked, model = self._download(ticket, task)
+        unpacked, model, control = self._download(ticket, task)
         self.observe("downloaded", ticket.round_id)
         at = timings.lap("download", at)
         opened = None
         if task.mode is not Mode.PLAIN:
-            opened = self.masks().open(ticket, task, offer.round_open, _file_digest(model))
+            start = start_digest(_file_digest(model), _file_digest(control) if control else b"")
+            opened = self.masks().open(ticket, task, offer.round_open, start)
             at = timings.lap("agree", at)
-        outcome = self._train(ticket, task, unpacked, model, until, timings)
+        job = self._job(ticket, task, unpacked, model, control)
+        outcome = self._train(job, ticket, unpacked, until, timings)
         self.observe("trained", ticket.round_id)
         at = timings.lap("run", at)
         timings.peak_rss_mb = outcome.peak_rss_mb
+        change = _control_change(ticket, task, outcome)
         if opened is None:
-            return Finished(_report(ticket, task, offer, outcome), outcome.payload)
+            return Finished(_report(ticket, task, offer, outcome), outcome.payload, control_change=change)
         _check_outcome(outcome, 4 * _dimension(ticket, task))
         masked = self.masks().mask(opened, outcome.payload, outcome.examples, outcome.sums)
         timings.lap("mask", at)
-        return Finished(*masked, awaits_unmasking=task.mode is Mode.PAIRWISE)
+        return Finished(*masked, awaits_unmasking=task.mode is Mode.PAIRWISE, control_change=change)
 
     def help(self, ticket: Ticket) -> None:
         """What takes no training: the set-up of a key epoch, or shares that open a sum. Raises `FedlessError`."""
@@ -158,6 +172,10 @@ class Invocation:
         if task.bundle_digest != ticket.bundle_digest:
             raise PeerError(Code.WRONG_DIGEST, "The task's bundle is not the one that the ticket names.")
         self.identity.policy.check_mode(task.mode)
+        if task.rule.control and self.controls is None:
+            raise PeerError(
+                Code.TICKET_NOT_ALLOWED, "SCAFFOLD needs a client that keeps its control variate."
+            )
         if task.mode is not Mode.PLAIN:
             return task  # what a masked round asks for is signed: `Masks.open` judges it
         if offer.encoding is not Encoding.FLOAT32:
@@ -170,13 +188,17 @@ class Invocation:
             raise PeerError(Code.WRONG_LENGTH, detail)
         return task
 
-    def _download(self, ticket: Ticket, task: Task) -> tuple[bundle.Unpacked, Path]:
-        """Bundle and model, beside each other; what is here already is not asked for."""
+    def _download(self, ticket: Ticket, task: Task) -> tuple[bundle.Unpacked, Path, Path | None]:
+        """Bundle and model (and control variate), beside each other; what is here already is not asked for."""
         with ThreadPoolExecutor(2, "download") as pool:
-            keep = frozenset({ticket.bundle_digest, ticket.model_digest})
-            model = pool.submit(self._blob, ticket.model_digest, 4 * task.parameters, keep)
+            keep = frozenset({ticket.bundle_digest, ticket.model_digest, ticket.control_digest})
+            size = 4 * task.parameters
+            model = pool.submit(self._blob, ticket.model_digest, size, keep)
+            control = None
+            if task.rule.control and ticket.control_digest:
+                control = pool.submit(self._blob, ticket.control_digest, size, keep)
             unpacked = self._function(ticket.bundle_digest, keep)
-            return unpacked, model.result()
+            return unpacked, model.result(), control.result() if control else None
 
     def _function(self, digest: bytes, keep: frozenset[bytes]) -> bundle.Unpacked:
         unpacked = bundle.find(self.functions, digest.hex())
@@ -204,26 +226,23 @@ class Invocation:
                 part.write(data)
             return part.finish()
 
-    def _train(
-        self,
-        ticket: Ticket,
-        task: Task,
-        unpacked: bundle.Unpacked,
-        model: Path,
-        until: float,
-        timings: Timings,
-    ) -> Outcome:
-        """Give the instance its job, bounded by the manifest's time and the round's deadline."""
+    def _job(
+        self, ticket: Ticket, task: Task, unpacked: bundle.Unpacked, model: Path, control: Path | None
+    ) -> Job:
+        """What the instance shall do. Raises `PeerError` MANIFEST_INVALID."""
         manifest = unpacked.manifest
         if manifest.model is None or manifest.model.parameters != task.parameters:
             found = "no model" if manifest.model is None else f"{manifest.model.parameters} parameters"
             raise PeerError(
                 Code.MANIFEST_INVALID, f"Expected a model of {task.parameters} parameters, found {found}."
             )
+        own = None
+        if self.controls is not None and task.rule.control:
+            own = self.controls.own(ticket.run_id, task.parameters)
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
         limit_mb = self.config.limits.memory_mb
         memory_mb = min(limit_mb, manifest.memory_mb) if limit_mb else manifest.memory_mb
-        job = Job(
+        return Job(
             kind=JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE,
             function_dir=str(unpacked.directory.absolute()),
             parameters=str(model.absolute()),
@@ -234,7 +253,14 @@ class Invocation:
             threads=self.config.limits.threads,
             memory_mb=memory_mb,
             confinement=self.starts.confinement(unpacked, self.config, memory_mb),
+            control=str(control.absolute()) if control else "",
+            own_control=str(own.absolute()) if own else "",
         )
+
+    def _train(
+        self, job: Job, ticket: Ticket, unpacked: bundle.Unpacked, until: float, timings: Timings
+    ) -> Outcome:
+        """Give the instance its job, bounded by the manifest's time and the round's deadline."""
 
         def on_event(event: Mapping[str, Any]) -> None:
             if event.get("event") == "first_step":
@@ -243,7 +269,8 @@ class Invocation:
         left_ms = max(1, int(until - monotonic_ms()))
         with self.starts.take(unpacked, ticket.model_digest.hex(), self.config, unix_ms()) as instance:
             timings.start = instance.how
-            return instance.run(job, timeout_ms=min(manifest.timeout_ms, left_ms), on_event=on_event)
+            limit_ms = min(unpacked.manifest.timeout_ms, left_ms)
+            return instance.run(job, timeout_ms=limit_ms, on_event=on_event)
 
 
 def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> ReportHeader:
@@ -271,7 +298,15 @@ def _check_outcome(outcome: Outcome, size: int) -> None:
 
 def _dimension(ticket: Ticket, task: Task) -> int:
     """Length of the update: an evaluation has none."""
-    return task.parameters if ticket.kind is Kind.TRAIN else 0
+    return task.rule.vectors * task.parameters if ticket.kind is Kind.TRAIN else 0
+
+
+def _control_change(ticket: Ticket, task: Task, outcome: Outcome) -> NDArray[np.float32] | None:
+    """The second half of a SCAFFOLD update, which is masked in a copy only."""
+    if ticket.kind is not Kind.TRAIN or not task.rule.control:
+        return None
+    _check_outcome(outcome, 4 * _dimension(ticket, task))
+    return np.frombuffer(outcome.payload, "<f4")[task.parameters :]
 
 
 def _file_digest(path: Path) -> bytes:

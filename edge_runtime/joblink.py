@@ -1,4 +1,4 @@
-"""The instance's end of its link: take one job, with the file of parameters as an open descriptor.
+"""The instance's end of its link: take one job, with its files (`Job.files`) as open descriptors.
 
 Called by `trainer`. What is said on the link: `jobs`.
 """
@@ -12,10 +12,12 @@ from typing import Any
 
 from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job
 
+FILES_MAX = 3
+
 
 def receive(link: socket.socket) -> Job | None:
     """The job, or None if the parent went away before it sent one."""
-    head, descriptors, _, _ = socket.recv_fds(link, LENGTH.size, 1)
+    head, descriptors, _, _ = socket.recv_fds(link, LENGTH.size, FILES_MAX)
     with link.makefile("rb", buffering=0) as stream:
         rest = _exactly(stream, LENGTH.size - len(head)) if head else None
         if rest is None:
@@ -25,7 +27,9 @@ def receive(link: socket.socket) -> Job | None:
     if body is None:
         return None
     job = Job.from_json(json.loads(body))
-    return replace(job, parameters=f"/proc/self/fd/{descriptors[0]}") if descriptors else job
+    came = iter(descriptors)
+    parameters, control, own = (f"/proc/self/fd/{next(came)}" if file else "" for file in job.files)
+    return replace(job, parameters=parameters, control=control, own_control=own)
 
 
 def _exactly(stream: Any, length: int) -> bytes | None:  # noqa: ANN401  (a raw socket file has no public type)

@@ -58,6 +58,7 @@ class Job:
     instance's private memory (0: the manifest's figure). `threads` is for the runtime. `event` is
     what the author's entry is called with, or the inputs to infer from. `confinement` has the fields of
     `confine.Confinement` (empty: only the memory is bounded). `timeout_ms` is filled in when it is sent.
+    `control` and `own_control` are files as `parameters`: the fleet's control variate and this client's (empty: 0).
     """
 
     kind: JobKind
@@ -72,6 +73,13 @@ class Job:
     event: object = None
     confinement: Mapping[str, Any] = field(default_factory=dict)
     timeout_ms: int = 0
+    control: str = ""
+    own_control: str = ""
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """The files that travel as open descriptors; empty: not there."""
+        return self.parameters, self.control, self.own_control
 
     def to_json(self) -> dict[str, object]:
         """The job as JSON values."""
@@ -91,8 +99,8 @@ class Job:
 class Outcome:
     """What one finished job gave.
 
-    `payload` is raw little-endian float32: the update's delta [P] after `train`, the outputs after `infer`
-    (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
+    `payload` is raw little-endian float32: the update [P] after `train` (`rules` may put a second one behind it), the
+    outputs after `infer` (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
     counts distinct examples, `steps` those of the optimiser, `sums` are over the examples (`loss`, `correct`,
     ...; after `train`: of the last local epoch, before each step).
     """

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.data import Dataset
 from edge_runtime.optimizers import LocalOptimizer, Vector
+from edge_runtime.rules import Given, finish
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.manifest import Input, Label, Model
 from fedless.protocol.messages import ClientRule
@@ -74,15 +75,18 @@ class Work:
             yield batch.size, self.graph(params=self.parameters, **self.feed.arrays)
 
 
-def train(work: Work, rule: ClientRule, emit: Emit) -> Result:
+NOTHING_GIVEN = Given()
+
+
+def train(work: Work, rule: ClientRule, emit: Emit, given: Given = NOTHING_GIVEN) -> Result:
     """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first.
 
-    `sums` has the loss of the last local epoch, before each step; of a part of it, if `max_steps` ended it.
-    Raises `PeerError(NOT_FINITE)` if training diverged.
+    `sums` has the loss of the last local epoch, before each step; of a part of it, if `max_steps` ended it. What a
+    strategy's rule makes of both: `rules`. Raises `PeerError(NOT_FINITE)` if training diverged.
     """
     model, count = work.model, work.indices.size
     weights = work.parameters.copy()
-    optimizer = LocalOptimizer(rule, work.parameters)
+    optimizer = LocalOptimizer(rule, work.parameters, given.correction())
     random = np.random.Generator(np.random.PCG64(rule.seed))
     noise = _Noise(model, rule.seed)
     per_epoch = -(-count // model.batch)
@@ -108,7 +112,10 @@ def train(work: Work, rule: ClientRule, emit: Emit) -> Result:
             f"After {total} steps the weights hold NaN or infinite numbers.",
             fix="Lower the task's learning rate.",
         )
-    return Result(count, total, {"loss": loss_sum * count / seen}, weights.shape, weights.data.cast("B"))
+    update, told = finish(rule, weights, total, given)
+    sums = {"loss": loss_sum / seen, **told}
+    sums = {name: value * count for name, value in sums.items()}
+    return Result(count, total, sums, update.shape, update.data.cast("B"))
 
 
 def _gradient(outputs: Mapping[str, NDArray[Any]], model: Model) -> tuple[Vector, float]:

@@ -6,7 +6,7 @@ vector of P elements is ever made, and a block stays in the cache.
 
 Formulas and defaults are those of Keras 3 (`SGD`, `Adam`, decoupled `weight_decay`, clipping by global norm),
 so that a run can be compared with TensorFlow. FedProx: Li et al. 2020, section 3.2: the gradient of mu/2 * |w
-- w0|^2.
+- w0|^2. SCAFFOLD: Karimireddy et al. 2020, algorithm 1: c - c_i is added to each gradient.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ BLOCK = 32_768
 
 
 class LocalOptimizer:
-    """One rule with its moments, for one local training that begins at `start` (float32[P], not changed)."""
+    """One rule with its moments, for one local training that begins at `start` (float32[P], not changed).
 
-    def __init__(self, rule: ClientRule, start: Vector) -> None:
+    `correction` float32[P] is added to each gradient, after clipping.
+    """
+
+    def __init__(self, rule: ClientRule, start: Vector, correction: Vector | None = None) -> None:
         self._rule = rule
         self._start = start
+        self._correction = correction
         self._steps = 0
         moments = {Optimizer.SGD: 0, Optimizer.MOMENTUM: 1, Optimizer.ADAM: 2}[rule.optimizer]
         self._moments = [np.zeros_like(start) for _ in range(moments)]
@@ -43,6 +47,8 @@ class LocalOptimizer:
             part = slice(low, min(low + BLOCK, weights.size))
             if scale < 1.0:
                 gradient[part] *= scale
+            if self._correction is not None:
+                gradient[part] += self._correction[part]
             if self._rule.weight_decay:
                 weights[part] *= 1.0 - self._rule.learning_rate * self._rule.weight_decay
             self._apply(weights[part], gradient[part], part)

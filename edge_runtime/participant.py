@@ -29,6 +29,7 @@ from fedless.protocol.errors import Code, FedlessError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
+    from edge_runtime.controls import Controls
     from edge_runtime.eligibility import Verdict
     from edge_runtime.invocation import Invocation, Timings
     from edge_runtime.keystore import Identity
@@ -72,6 +73,7 @@ class Participant:
     config: EdgeConfig = field(init=False)
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
+    controls: Controls = field(init=False)
     starts: Starts = field(init=False)
     verdict: Verdict = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
@@ -139,11 +141,13 @@ class Participant:
         if not open_rounds and not self.journal.reports():
             return
         from edge_runtime.config import FILE, load
+        from edge_runtime.controls import Controls
         from edge_runtime.outbox import Outbox
         from edge_runtime.telling import fit
 
         self.config = load(self.state / FILE)
         self.verdict = fit(self.config, self.starts.functions)
+        self.controls = Controls(self.state / "controls", self.journal)
         self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
         self.outbox.clean()
         for open_round in open_rounds:
@@ -174,8 +178,7 @@ class Participant:
             timings.lap("connect", at)
             outcome, detail = self._outcome(ticket, link, timings, attempt)
             if outcome:
-                self.outbox.end(ticket.nonce, outcome, detail, self.now_ms())
-                self.observe("ended", ticket.round_id)
+                self._end(ticket.nonce, ticket.round_id, outcome, detail)
             said = outcome or "later"
             say(
                 "participant",
@@ -223,6 +226,8 @@ class Participant:
 
         finished = invocation.run(ticket, timings)
         at = monotonic_ms()
+        if finished.control_change is not None:
+            self.controls.put(ticket.run_id, ticket.round_id, finished.control_change)
         report = self.outbox.store(ticket, finished.header, finished.payload, self.now_ms(), finished.masks)
         self.observe("stored", ticket.round_id)
         outcome, detail = self.outbox.deliver(invocation.link, report, self.now_ms(), BUDGET_S)
@@ -256,6 +261,7 @@ class Participant:
             link=link,
             starts=self.starts,
             observe=self.observe,
+            controls=self.controls,
         )
 
     def _deliver_rest(self) -> None:
@@ -272,8 +278,13 @@ class Participant:
                     if report.until_ms > self.now_ms():
                         self._again(_RETRY_MS)
                     return
-                self.outbox.end(report.nonce, outcome, detail, self.now_ms())
-                self.observe("ended", report.header.round_id)
+                self._end(report.nonce, report.header.round_id, outcome, detail)
+
+    def _end(self, nonce: bytes, round_id: int, outcome: str, detail: str) -> None:
+        """Write an outcome; first what hangs on whether the report is counted."""
+        self.controls.settle(round_id, counted=outcome == REPORTED)
+        self.outbox.end(nonce, outcome, detail, self.now_ms())
+        self.observe("ended", round_id)
 
     def _tell(self, link: Link, ticket: Ticket, timings: Timings, outcome: str) -> None:
         """Statistics here, metrics and profile there; then it may be time for a new certificate."""

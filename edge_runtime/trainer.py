@@ -23,6 +23,7 @@ from edge_runtime import confine, joblink, loops
 from edge_runtime.data import Dataset, DataSource, open_dataset
 from edge_runtime.jobs import Job, JobKind, Part, frame
 from edge_runtime.optimizers import Vector
+from edge_runtime.rules import Given
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, Model, parse_bytes
 
@@ -84,7 +85,7 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     work = loops.Work(model, graph, loops.Feed(model, dataset, labels=labels), indices, start)
     clock.lap("load_ms")
     if job.kind is JobKind.TRAIN:
-        result = loops.train(work, job.rule, emit)
+        result = loops.train(work, job.rule, emit, _given(job, work, directory))
     elif job.kind is JobKind.EVALUATE:
         result = loops.evaluate(work)
     else:
@@ -98,7 +99,7 @@ def _confine(job: Job, manifest: Manifest) -> None:
     """Before any of the function's own code: no way back from here."""
     if job.confinement:
         wanted = confine.Confinement(**job.confinement)
-        confine.apply(replace(wanted, read=(*wanted.read, job.parameters)))  # the model, an open descriptor
+        confine.apply(replace(wanted, read=(*wanted.read, *filter(None, job.files))))  # open descriptors
     else:
         _limit_memory(job.memory_mb or manifest.memory_mb)
 
@@ -137,6 +138,18 @@ class _Clock:
         now = time.monotonic()
         self.laps[name] = round((now - self._last) * 1000, 3)
         self._last = now
+
+
+def _given(job: Job, work: loops.Work, directory: Path) -> Given:
+    """What the task's rule needs beside the model: control variates, the loss before training."""
+    controls = [
+        _parameters(Path(path), work.model) if path else None for path in (job.control, job.own_control)
+    ]
+    loss = 0.0
+    if job.rule.fair_q:
+        judge = replace(work, graph=Graph(directory / GRAPH_FILE, JobKind.EVALUATE, job.threads))
+        loss = loops.evaluate(judge).sums["loss"] / work.indices.size
+    return Given(loss, *controls)
 
 
 def _indices(job: Job, dataset: Dataset) -> NDArray[np.intp]:

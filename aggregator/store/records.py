@@ -8,6 +8,9 @@ from enum import StrEnum
 from typing import Any
 
 from aggregator.members import Phase
+from aggregator.strategies.scaffold import CONTROL
+from fedless.protocol.crypto import start_digest
+from fedless.protocol.messages import Kind
 
 
 class RunState(StrEnum):
@@ -94,6 +97,14 @@ class ModelRecord:
     digest: bytes
     round_id: int
     state: Mapping[str, bytes] = field(default_factory=dict)
+
+    def control(self, kind: Kind) -> bytes:
+        """The digest of the control variate that clients need for a round of this kind; empty: none, or zeros."""
+        return self.state.get(CONTROL, b"") if kind is Kind.TRAIN else b""
+
+    def start(self, kind: Kind) -> bytes:
+        """The digest of what a masked round's clients start from."""
+        return start_digest(self.digest, self.control(kind))
 
 
 @dataclass(frozen=True)

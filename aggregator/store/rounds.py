@@ -227,5 +227,6 @@ def _terms(values: Mapping[str, Any]) -> Terms:
             "kind": Kind(values["kind"]),
             "mode": Mode(values["mode"]),
             "encoding": Encoding(values["encoding"]),
+            "extras": tuple((name, bound) for name, bound in values.get("extras", ())),
         }
     )

@@ -13,8 +13,11 @@ from aggregator.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
 from aggregator.strategies.base import Strategy
 from aggregator.strategies.fedavg import FedAvg
 from aggregator.strategies.fedavgm import FedAvgM
+from aggregator.strategies.fednova import FedNova
 from aggregator.strategies.fedprox import FedProx
+from aggregator.strategies.qfedavg import QFedAvg
 from aggregator.strategies.robust import Krum, Median, NormClipping, Robust, TrimmedMean
+from aggregator.strategies.scaffold import Scaffold
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedavg": FedAvg,
@@ -23,6 +26,9 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
+    "fednova": FedNova,
+    "scaffold": Scaffold,
+    "qfedavg": QFedAvg,
     "median": Median,
     "trimmed-mean": TrimmedMean,
     "krum": Krum,

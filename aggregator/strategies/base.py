@@ -19,6 +19,18 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a round tells beside its mean update.
+
+    `extras`: the weighted mean of each further coordinate, by its name. `share`: the counted clients among all that
+    could have been asked, above 0, at most 1.
+    """
+
+    extras: Mapping[str, float]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Strategy:
     """Adds the round's mean update to the model, and keeps nothing; rules differ from it in what they override."""
 
@@ -32,6 +44,18 @@ class Strategy:
         """How many reports a round must have at least."""
         return 1
 
+    def client(self, rule: ClientRule) -> ClientRule:
+        """The task's client rule with what this strategy asks of it."""
+        return rule
+
+    def extras(self, rule: ClientRule, max_examples: int) -> Mapping[str, float]:  # noqa: ARG002 - others look at them
+        """The further coordinates of the sum, by name, each with the largest value that one client may have."""
+        return {}
+
+    def scale(self, beside: Beside) -> Sequence[float]:  # noqa: ARG002 - others look at it
+        """By what the mean of each of the update's vectors is multiplied before `step`; raises `ValueError`."""
+        return (1.0,)
+
     def complaints(self, rule: ClientRule) -> list[str]:  # noqa: ARG002 - others look at it
         """What is wrong with its options and the task's client rule, in words; empty: nothing."""
         return []
@@ -39,6 +63,7 @@ class Strategy:
     def step(self, model: Floats, mean: Doubles, state: Sequence[Floats]) -> tuple[Floats, Sequence[Floats]]:
         """A block of the next model and of its state, from the present ones and the mean update: n elements each.
 
-        `state` and what is returned beside the model are in the order of `self.state`.
+        `state` and what is returned beside the model are in the order of `self.state`. Where an update has more than
+        one vector (`ClientRule.vectors`), `mean` is float64[vectors, n].
         """
         return (model + mean).astype(np.float32), state

@@ -71,6 +71,7 @@ class Label(StrEnum):
     HELPER_CTX = "helper-ctx"
     CLOSE_SET = "close-set"
     SEED = "seed"
+    START = "start"
     # -- bound as associated data or HPKE info
     SHARE = "share"
     HELPER = "helper"
@@ -125,6 +126,11 @@ def info(label: Label, *items: Item) -> bytes:
 def digest(label: Label, *items: Item) -> bytes:
     """H(label, items): SHA-256 of `info(label, items)`, 32 bytes."""
     return sha256(info(label, *items))
+
+
+def start_digest(model: bytes, control: bytes) -> bytes:
+    """What a masked round is bound to: the model's digest; with a control variate H("start", model, control)."""
+    return digest(Label.START, model, control) if control else model
 
 
 def sha256(data: bytes | bytearray | memoryview) -> bytes:

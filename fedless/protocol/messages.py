@@ -86,7 +86,10 @@ class Optimizer(StrEnum):
 
 @dataclass(frozen=True)
 class Ticket:
-    """The content of a wake-up. Made by the aggregator, verified by the participant."""
+    """The content of a wake-up. Made by the aggregator, verified by the participant.
+
+    `control_digest` names the fleet's control variate, float32[P], of a task whose rule has `control`; empty: zeros.
+    """
 
     fleet: str
     client_id: str
@@ -101,6 +104,7 @@ class Ticket:
     not_after_ms: int
     nonce: bytes
     version: int = PROTOCOL_VERSION
+    control_digest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,10 @@ class ClientRule:
 
     `clip_norm` clips each gradient's L2 norm (0: off). `proximal_mu` is FedProx's mu
     (Li et al. 2020; 0: off). `max_steps` ends training early (0: off). `seed` orders the examples.
+    What a strategy adds: `normalized` divides the update by what its steps add up to (FedNova, Wang et al. 2020),
+    `fair_q` (0: off) weighs it by the loss before training, up to `fair_limit` (q-FedAvg, Li et al. 2020), `control`
+    corrects each step by control variates and reports their change behind the update (SCAFFOLD, Karimireddy et al.
+    2020).
     """
 
     optimizer: Optimizer = Optimizer.SGD
@@ -162,6 +170,15 @@ class ClientRule:
     local_epochs: int = 1
     max_steps: int = 0
     seed: int = 0
+    normalized: bool = False
+    fair_q: float = 0.0
+    fair_limit: float = 0.0
+    control: bool = False
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors of P elements an update has: itself, and the change of its control variate."""
+        return 2 if self.control else 1
 
 
 @dataclass(frozen=True)

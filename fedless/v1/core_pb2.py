@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64less/v1/core.proto\x12\nfedless.v1\"\x8e\x02\n\x06Ticket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x13\n\x0btask_digest\x18\x04 \x01(\x0c\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x10\n\x08round_id\x18\x06 \x01(\x04\x12\x1e\n\x04kind\x18\x07 \x01(\x0e\x32\x10.fedless.v1.Kind\x12\x15\n\rbundle_digest\x18\x08 \x01(\x0c\x12\x15\n\rmodel_version\x18\t \x01(\x04\x12\x14\n\x0cmodel_digest\x18\n \x01(\x0c\x12\x11\n\tendpoints\x18\x0b \x03(\t\x12\x14\n\x0cnot_after_ms\x18\x0c \x01(\x04\x12\r\n\x05nonce\x18\r \x01(\x0c\"A\n\x0cSignedTicket\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"0\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"<\n\tEndpoints\x12\r\n\x05\x66leet\x18\x01 \x03(\t\x12\x0c\n\x04mqtt\x18\x02 \x03(\t\x12\x12\n\nenrollment\x18\x03 \x03(\t\"\xa4\x01\n\x06Policy\x12\x16\n\x0eminimum_cohort\x18\x01 \x01(\r\x12\x19\n\x11minimum_threshold\x18\x02 \x01(\r\x12\r\n\x05modes\x18\x03 \x03(\t\x12\x17\n\x0f\x63ount_functions\x18\x04 \x01(\x08\x12\r\n\x05trust\x18\x05 \x01(\t\x12\x19\n\x11helper_key_digest\x18\x06 \x01(\x0c\x12\x15\n\rminimum_noise\x18\x07 \x01(\x01\"P\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04*q\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_TRAIN\x10\x01\x12\x11\n\rKIND_EVALUATE\x10\x02\x12\x0f\n\x0bKIND_UNMASK\x10\x03\x12\x0e\n\nKIND_EPOCH\x10\x04\x12\x0f\n\x0bKIND_INVOKE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64less/v1/core.proto\x12\nfedless.v1\"\xa6\x02\n\x06Ticket\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x13\n\x0btask_digest\x18\x04 \x01(\x0c\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x10\n\x08round_id\x18\x06 \x01(\x04\x12\x1e\n\x04kind\x18\x07 \x01(\x0e\x32\x10.fedless.v1.Kind\x12\x15\n\rbundle_digest\x18\x08 \x01(\x0c\x12\x15\n\rmodel_version\x18\t \x01(\x04\x12\x14\n\x0cmodel_digest\x18\n \x01(\x0c\x12\x11\n\tendpoints\x18\x0b \x03(\t\x12\x14\n\x0cnot_after_ms\x18\x0c \x01(\x04\x12\r\n\x05nonce\x18\r \x01(\x0c\x12\x16\n\x0e\x63ontrol_digest\x18\x0e \x01(\x0c\"A\n\x0cSignedTicket\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"0\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"<\n\tEndpoints\x12\r\n\x05\x66leet\x18\x01 \x03(\t\x12\x0c\n\x04mqtt\x18\x02 \x03(\t\x12\x12\n\nenrollment\x18\x03 \x03(\t\"\xa4\x01\n\x06Policy\x12\x16\n\x0eminimum_cohort\x18\x01 \x01(\r\x12\x19\n\x11minimum_threshold\x18\x02 \x01(\r\x12\r\n\x05modes\x18\x03 \x03(\t\x12\x17\n\x0f\x63ount_functions\x18\x04 \x01(\x08\x12\r\n\x05trust\x18\x05 \x01(\t\x12\x19\n\x11helper_key_digest\x18\x06 \x01(\x0c\x12\x15\n\rminimum_noise\x18\x07 \x01(\x01\"P\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0b\n\x03\x66ix\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04*q\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_TRAIN\x10\x01\x12\x11\n\rKIND_EVALUATE\x10\x02\x12\x0f\n\x0bKIND_UNMASK\x10\x03\x12\x0e\n\nKIND_EPOCH\x10\x04\x12\x0f\n\x0bKIND_INVOKE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedless.v1.core_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=738
-  _globals['_KIND']._serialized_end=851
+  _globals['_KIND']._serialized_start=762
+  _globals['_KIND']._serialized_end=875
   _globals['_TICKET']._serialized_start=38
-  _globals['_TICKET']._serialized_end=308
-  _globals['_SIGNEDTICKET']._serialized_start=310
-  _globals['_SIGNEDTICKET']._serialized_end=375
-  _globals['_SIGNINGKEY']._serialized_start=377
-  _globals['_SIGNINGKEY']._serialized_end=425
-  _globals['_ENDPOINTS']._serialized_start=427
-  _globals['_ENDPOINTS']._serialized_end=487
-  _globals['_POLICY']._serialized_start=490
-  _globals['_POLICY']._serialized_end=654
-  _globals['_ERRORDETAIL']._serialized_start=656
-  _globals['_ERRORDETAIL']._serialized_end=736
+  _globals['_TICKET']._serialized_end=332
+  _globals['_SIGNEDTICKET']._serialized_start=334
+  _globals['_SIGNEDTICKET']._serialized_end=399
+  _globals['_SIGNINGKEY']._serialized_start=401
+  _globals['_SIGNINGKEY']._serialized_end=449
+  _globals['_ENDPOINTS']._serialized_start=451
+  _globals['_ENDPOINTS']._serialized_end=511
+  _globals['_POLICY']._serialized_start=514
+  _globals['_POLICY']._serialized_end=678
+  _globals['_ERRORDETAIL']._serialized_start=680
+  _globals['_ERRORDETAIL']._serialized_end=760
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,7 @@ class Ticket(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    CONTROL_DIGEST_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """1"""
     fleet: _builtins.str
@@ -91,6 +92,8 @@ class Ticket(_message.Message):
     """the round's deadline"""
     nonce: _builtins.bytes
     """16 bytes, fresh for each (round, client)"""
+    control_digest: _builtins.bytes
+    """32 bytes: the fleet's control variate (SCAFFOLD), float32[P]; empty: zeros, or none"""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of the fleet port, first one preferred; empty: the enrolled ones"""
@@ -111,10 +114,11 @@ class Ticket(_message.Message):
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
         not_after_ms: _builtins.int = ...,
         nonce: _builtins.bytes = ...,
+        control_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "client_id", b"client_id", "endpoints", b"endpoints", "fleet", b"fleet", "kind", b"kind", "model_digest", b"model_digest", "model_version", b"model_version", "nonce", b"nonce", "not_after_ms", b"not_after_ms", "round_id", b"round_id", "run_id", b"run_id", "task_digest", b"task_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "client_id", b"client_id", "control_digest", b"control_digest", "endpoints", b"endpoints", "fleet", b"fleet", "kind", b"kind", "model_digest", b"model_digest", "model_version", b"model_version", "nonce", b"nonce", "not_after_ms", b"not_after_ms", "round_id", b"round_id", "run_id", b"run_id", "task_digest", b"task_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

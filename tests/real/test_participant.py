@@ -17,7 +17,7 @@ from edge_runtime.participant import WakeUp, serve
 from edge_runtime.status import collect, lines
 from edge_runtime.telling import today
 from fedless.protocol.errors import Code
-from fedless.protocol.messages import Kind, Mode, Ticket
+from fedless.protocol.messages import ClientRule, Kind, Mode, Ticket
 from tests.edge_fleet import FOREIGN_KEY, PARAMETERS, FakeAggregator, Fleet, now_ms, wake_bytes
 
 pytestmark = pytest.mark.real
@@ -125,6 +125,47 @@ def test_second_round_downloads_nothing_again(fleet: Fleet, aggregator: FakeAggr
         wake(state, wake_bytes(ticket))
     assert aggregator.metrics[1].bytes_down == 0
     assert aggregator.metrics[1].outcome == "reported"
+
+
+def test_a_control_variate_is_kept_from_round_to_round(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """SCAFFOLD: the report's second half is -c - delta / (K eta); the device's own c_i adds these up."""
+    task = fleet.task(rule=ClientRule(learning_rate=0.1, max_steps=3, control=True))
+    control = np.full(PARAMETERS, 0.25, "<f4").tobytes()
+    digest = hashlib.sha256(control).digest()
+    aggregator.blobs[digest] = control
+    changes = []
+    for round_id, control_digest in ((1, b""), (2, digest)):
+        ticket = fleet.ticket(CLIENT, round_id, task, control_digest=control_digest)
+        here = aggregator.open(ticket, task, report_bytes=8 * PARAMETERS)
+        assert wake(state, wake_bytes(ticket)) == 0
+        delta, change = np.frombuffer(here.data, "<f4").reshape(2, PARAMETERS)
+        expected = -delta / np.float32(0.3) - (0.25 if control_digest else 0.0)
+        np.testing.assert_allclose(change, expected, rtol=1e-4, atol=1e-6)
+        changes.append(change)
+    own = np.fromfile(state / "controls" / "run-1.2.f32", "<f4")
+    np.testing.assert_array_equal(own, changes[0] + changes[1])
+    assert len(list((state / "controls").iterdir())) == 1
+
+
+def test_the_loss_before_training_weighs_the_update(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """q-FedAvg with q = 1: F times the delta, and h / L = |delta|^2 / eta + F."""
+    rule = ClientRule(learning_rate=0.1, max_steps=3)
+    found = []
+    for round_id, fair in ((1, {}), (2, {"fair_q": 1.0, "fair_limit": 100.0})):
+        task = fleet.task(rule=replace(rule, **fair))
+        ticket = fleet.ticket(CLIENT, round_id, task)
+        here = aggregator.open(ticket, task)
+        assert wake(state, wake_bytes(ticket)) == 0
+        assert here.header is not None
+        found.append((np.frombuffer(here.data, "<f4"), here.header.sums))
+    (delta, _), (weighed, sums) = found
+    loss = float(np.linalg.norm(weighed) / np.linalg.norm(delta))
+    assert 1.5 < loss < 3.5
+    assert sums["fair_weight"] / 40 == pytest.approx(float(delta @ delta) / 0.1 + loss, rel=1e-3)
 
 
 def test_evaluation_reports_sums_and_no_bytes(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:

@@ -24,6 +24,7 @@ from fedless.helper.config import RuleSettings
 from fedless.helper.memory import Memory
 from fedless.helper.service import Helper, Trust
 from fedless.protocol import crypto, identity
+from fedless.protocol.crypto import start_digest
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.identity import Name, Role
 from fedless.protocol.messages import CheckIn, Encoding, Kind, Mode, Offer, ReportHeader
@@ -33,7 +34,7 @@ from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, He
 from fedless.protocol.secagg.messages import Member
 from fedless.protocol.secagg.policy import Policy
 from fedless.protocol.secagg.state import ClientState
-from tests.simulation.world import FLEET, KEY, World, number_of, pieces, task, unit
+from tests.simulation.world import FLEET, KEY, KNOWN, World, masked_update, number_of, pieces, task
 
 CLIENTS = 10
 UNMASK_MS = 60_000
@@ -161,7 +162,7 @@ class HelperWorld(World):
             opened,
             self.policy,
             ClientState(client_id),
-            model_digest=ticket.model_digest,
+            model_digest=start_digest(ticket.model_digest, ticket.control_digest),
             task_digest=hashlib.sha256(offer.task).digest(),
             verify_aggregator=lambda signature, message: crypto.ed25519_verify(public, signature, message),
         )
@@ -175,8 +176,8 @@ class HelperWorld(World):
         """A masked report: the unit vector, 10 examples, a loss of 2."""
         own = self.certified[client_id]
         fresh = hashlib.sha256(f"{client_id} {opened.round_id}".encode()).digest()
-        update = np.frombuffer(unit(number_of(client_id)), "<f4").copy()[: opened.encoding.dimension]
-        means = {extra.name: {"loss": 2.0, "correct": 0.5}[extra.name] for extra in opened.encoding.extras}
+        update = masked_update(number_of(client_id), opened.encoding.dimension)
+        means = {extra.name: KNOWN[extra.name] for extra in opened.encoding.extras}
         words = ring.encode(opened.encoding, update, 10, means, fresh)
         head = helper.mask_for_helper(
             opened, client_id, own.leaf, words, seed=seed or fresh[::-1], sign=own.sign

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from fedless.protocol.crypto import start_digest
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import CheckIn, Encoding, Kind, NotNow, Offer, ReportHeader, Ticket
 from fedless.protocol.secagg import client, codec, ring, setup
@@ -29,7 +28,7 @@ from fedless.protocol.secagg.messages import (
 from fedless.protocol.secagg.policy import Policy
 from fedless.protocol.secagg.state import ClientState, leave, mark
 from tests.secagg_fleet import certificate_of, client_sign, stored, verify_aggregator
-from tests.simulation.world import number_of, pieces, unit
+from tests.simulation.world import KNOWN, masked_update, number_of, pieces
 
 if TYPE_CHECKING:
     from tests.simulation.masked_world import MaskedWorld
@@ -201,18 +200,19 @@ class MaskedClient:
     def mask(self, ticket: Ticket, offer: Offer) -> tuple[ReportHeader, bytes]:
         """M4 -> M5, as it goes into the outbox."""
         opened = codec.loads(RoundOpen, offer.round_open)
-        path = self.world.blobs.path(ticket.model_digest)
+        paths = [self.world.blobs.path(d) for d in (ticket.model_digest, ticket.control_digest) if d]
+        digests = [hashlib.sha256(Path(path).read_bytes()).digest() for path in paths]
         state = client.accept_round(
             self.state,
             opened,
-            model_digest=hashlib.sha256(Path(path).read_bytes()).digest(),
+            model_digest=start_digest(digests[0], b"".join(digests[1:])),
             task_digest=hashlib.sha256(offer.task).digest(),
             verify_aggregator=verify_aggregator,
         )
         self.keep(state)
         encoding = opened.encoding
-        update = np.frombuffer(unit(self.number, self.world.parameters), "<f4").copy()[: encoding.dimension]
-        known = {"loss": 2.0 + self.number, "correct": 0.5}
+        update = masked_update(self.number, encoding.dimension, self.world.parameters)
+        known = KNOWN | {"loss": 2.0 + self.number}
         extras = {extra.name: known[extra.name] for extra in encoding.extras}
         seed = hashlib.sha256(f"{self.id} {opened.round_id} rounding".encode()).digest()
         words = ring.encode(encoding, update, self.examples, extras, seed)

@@ -188,6 +188,7 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     waker: FakeWaker = field(default_factory=FakeWaker)
     parameters: int = PARAMETERS
+    beside: dict[str, float] = field(default_factory=dict)
     DATABASE: ClassVar[type[Database]] = Database
     PATIENCE_S: ClassVar[float] = 20.0
 
@@ -305,6 +306,7 @@ class World:
         ticket = await self.ticket(client_id, nth)
         digest = hashlib.sha256(data).digest()
         sums = {"loss": 2.0 * examples, "correct": float(examples // 2)}
+        sums |= {name: value * examples for name, value in self.beside.items()}
         return ReportHeader(ticket.round_id, Encoding.FLOAT32, len(data), digest, examples, sums)
 
     async def send(self, client_id: str, data: bytes, nth: int = 1, examples: int = 10) -> None:
@@ -361,6 +363,16 @@ def counted(clients: Sequence[str]) -> list[float]:
         vector[number_of(client_id)] = 1.0 / len(clients)
     found: list[float] = vector.astype(np.float32).tolist()
     return found
+
+
+KNOWN = {"loss": 2.0, "correct": 0.5, "normalizer": 5.0, "fair_weight": 4.0}
+"""What a masked client says of itself, by the names that encodings ask for."""
+
+
+def masked_update(number: int, dimension: int, size: int = PARAMETERS) -> np.ndarray:
+    """The unit vector, and behind it, where a control variate's change is asked for, -0.5 times the same."""
+    one = np.frombuffer(unit(number, size), "<f4")
+    return np.concatenate([one, np.float32(-0.5) * one])[:dimension]
 
 
 def metrics(round_id: int, outcome: str = "reported") -> InvocationMetrics:

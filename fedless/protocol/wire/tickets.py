@@ -14,11 +14,16 @@ from fedless.protocol.wire.checks import (
     identifier,
     member,
     number,
+    optional,
     parse,
     sized,
     within,
 )
 from fedless.v1 import core_pb2
+
+LATER = frozenset({"normalized", "fair_q", "fair_limit", "control"})
+"""Fields of a client rule that the first version did not know."""
+_DEFAULTS = m.ClientRule()
 
 
 def ticket_to_bytes(ticket: m.Ticket) -> bytes:
@@ -37,6 +42,7 @@ def ticket_to_bytes(ticket: m.Ticket) -> bytes:
         endpoints=ticket.endpoints,
         not_after_ms=ticket.not_after_ms,
         nonce=ticket.nonce,
+        control_digest=ticket.control_digest,
     )
     return message.SerializeToString(deterministic=True)
 
@@ -59,6 +65,7 @@ def ticket_from_bytes(data: bytes) -> m.Ticket:
             not_after_ms=within(message.not_after_ms, 0, TIME_MAX_MS, "not_after_ms"),
             nonce=sized(message.nonce, m.NONCE_BYTES, "nonce"),
             version=message.version,
+            control_digest=optional(message.control_digest, m.DIGEST_BYTES, "control_digest"),
         )
     except PeerError as error:
         raise PeerError(Code.TICKET_MALFORMED, error.detail) from error
@@ -81,8 +88,13 @@ def signed_ticket_from_bytes(data: bytes) -> m.SignedTicket:
 
 
 def task_to_bytes(task: m.Task) -> bytes:
-    """A task's canonical JSON: sorted keys, no spaces; its SHA-256 is the task digest."""
-    value = asdict(task) | {"bundle_digest": task.bundle_digest.hex()}
+    """A task's canonical JSON: sorted keys, no spaces; its SHA-256 is the task digest.
+
+    What came to the rule later is left out where it is off, so that older clients take tasks that do not need it.
+    """
+    later = {name for name in LATER if getattr(task.rule, name) == getattr(_DEFAULTS, name)}
+    rule = {name: value for name, value in asdict(task.rule).items() if name not in later}
+    value = asdict(task) | {"bundle_digest": task.bundle_digest.hex(), "rule": rule}
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -122,8 +134,13 @@ def _checked_rule(rule: m.ClientRule) -> m.ClientRule:
         "weight_decay",
         "clip_norm",
         "proximal_mu",
+        "fair_q",
+        "fair_limit",
     ):
         number(getattr(rule, name), 0.0, 1e6, f"rule.{name}")
+    for name in ("normalized", "control"):
+        if not isinstance(getattr(rule, name), bool):
+            raise PeerError(Code.MALFORMED, f"Expected true or false in rule.{name}.")
     within(rule.local_epochs, 1, 100_000, "rule.local_epochs")
     within(rule.max_steps, 0, 10**9, "rule.max_steps")
     within(rule.seed, 0, 2**63, "rule.seed")
