@@ -131,7 +131,7 @@ def test_a_control_variate_is_kept_from_round_to_round(
     fleet: Fleet, aggregator: FakeAggregator, state: Path
 ) -> None:
     """SCAFFOLD: the report's second half is -c - delta / (K eta); the device's own c_i adds these up."""
-    task = fleet.task(rule=ClientRule(learning_rate=0.1, max_steps=3, control=True))
+    task = fleet.task(rule=ClientRule(learning_rate=0.1, local_epochs=2, max_steps=3, control=True))
     control = np.full(PARAMETERS, 0.25, "<f4").tobytes()
     digest = hashlib.sha256(control).digest()
     aggregator.blobs[digest] = control
