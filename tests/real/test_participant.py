@@ -155,8 +155,8 @@ def test_the_loss_before_training_weighs_the_update(
     """q-FedAvg with q = 1: F times the delta, and h / L = |delta|^2 / eta + F."""
     rule = ClientRule(learning_rate=0.1, max_steps=3)
     found = []
-    for round_id, fair in ((1, {}), (2, {"fair_q": 1.0, "fair_limit": 100.0})):
-        task = fleet.task(rule=replace(rule, **fair))
+    for round_id, fair in ((1, rule), (2, replace(rule, fair_q=1.0, fair_limit=100.0))):
+        task = fleet.task(rule=fair)
         ticket = fleet.ticket(CLIENT, round_id, task)
         here = aggregator.open(ticket, task)
         assert wake(state, wake_bytes(ticket)) == 0
