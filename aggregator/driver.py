@@ -27,7 +27,7 @@ from aggregator.members import Phase, Terms
 from aggregator.selection import LOOK_BACK, SELECTIONS
 from aggregator.selection.draw import Draw
 from aggregator.selection.uniform import uniform
-from aggregator.store import history, masks, participation, rounds, runs
+from aggregator.store import history, masks, measured, participation, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.tasks import TaskSettings
 from fedless.protocol import wire
@@ -36,6 +36,8 @@ from fedless.protocol.messages import Kind
 
 LOOK_AGAIN_MS = 2_000
 DISK_AGAIN_MS = 10_000
+RESTING_TOLD = 200
+"""Clients whose rest is written down for each round, at most."""
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -97,9 +99,7 @@ class Driver:
         if candidates is None:
             return None
         goal = cohort.goal(len(candidates))
-        model, number = await self._store(
-            lambda c: (runs.newest_model(c, self._run.run_id), rounds.next_number(c, self._run.run_id))
-        )
+        model, number = await self._store(lambda c: self._begin(c, len(candidates)))
         terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
         terms = replace(
             terms,
@@ -206,6 +206,21 @@ class Driver:
                 await self._say(f"waits for clients: {now}")
                 said = now
             await self._means.sleep(LOOK_AGAIN_MS)
+
+    def _begin(self, connection: Connection, eligible: int) -> tuple[ModelRecord, int]:
+        """What the next round starts from, and its number; who rests now is written down, for `fedless why`."""
+        run_id, now = self._run.run_id, self._means.clock()
+        model, number = runs.newest_model(connection, run_id), rounds.next_number(connection, run_id)
+        resting = measured.resting(connection, now)
+        told: dict[str, Any] = {
+            "number": number,
+            "eligible": eligible,
+            "resting": len(resting),
+            "selection": self._settings.cohort.selection,
+            "who_rests": dict(sorted(resting.items())[:RESTING_TOLD]),
+        }
+        history.note(connection, run_id, "clients_considered", now, **told)
+        return model, number
 
     async def _candidates(self) -> list[ClientRecord]:
         now = self._means.clock()

@@ -17,6 +17,7 @@ from edge_runtime import bundle
 from edge_runtime.instance import Instance
 from edge_runtime.jobs import Job, JobKind
 from fedless.protocol.errors import Code, FedlessError, PeerError
+from fedless.protocol.manifest import Manifest
 
 TIMEOUT_MS = 900_000
 MEMORY_MB = 4096
@@ -34,8 +35,8 @@ class Evaluation:
 class Judge(Protocol):
     """What the drivers need."""
 
-    def check(self, bundle_digest: bytes) -> int:
-        """The number of parameters of the model in a bundle that is trusted here; blocks.
+    def check(self, bundle_digest: bytes) -> Manifest:
+        """The manifest of a bundle that is trusted here and has a model; blocks.
 
         Raises `PeerError` UNKNOWN_BLOB, BUNDLE_*, MANIFEST_INVALID.
         """
@@ -58,13 +59,13 @@ class Evaluator:
         self._functions = functions
         self._publishers = publishers
 
-    def check(self, bundle_digest: bytes) -> int:
+    def check(self, bundle_digest: bytes) -> Manifest:
         """As `Judge.check`."""
         data = self._blobs.path(bundle_digest).read_bytes()
         manifest, _ = bundle.verify(data, bundle_digest.hex(), self._publishers)
         if manifest.model is None:
             raise PeerError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model to train.")
-        return manifest.model.parameters
+        return manifest
 
     async def evaluate(self, bundle_digest: bytes, model_digest: bytes, test_set_digest: bytes) -> Evaluation:
         """As `Judge.evaluate`."""

@@ -12,11 +12,14 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
-from aggregator import commit, tasks
+from aggregator import commit, planning, tasks
 from aggregator import events as e
+from aggregator.demand import Assumed
 from aggregator.driver import Driver
 from aggregator.masked import mode_of
 from aggregator.means import Means
+from aggregator.plan import Plan
+from aggregator.planning import Package
 from aggregator.store import history, masks, rounds, runs
 from aggregator.store.records import Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
 from aggregator.uploads import Spool
@@ -53,8 +56,10 @@ class Runs:
         except LocalError as error:  # the operator's mistake, not ours
             raise PeerError(error.code, error.detail, fix=error.fix) from error
         await self._check_masks(settings, initial)
-        parameters = await asyncio.to_thread(means.evaluator.check, bundle)
+        manifest = await asyncio.to_thread(means.evaluator.check, bundle)
+        parameters = manifest.model.parameters if manifest.model else 0
         await asyncio.to_thread(commit.check_model, means.blobs, initial, parameters)
+        await self._check_plan(settings, Package(manifest, bundle, means.blobs.size(bundle)))
         if test_set:
             means.blobs.path(test_set)
         elif settings.test_set:
@@ -90,6 +95,30 @@ class Runs:
             fix = "Enroll more; or start it with --plain: then the aggregator sees single updates, and each device must"
             raise PeerError(
                 Code.TOO_FEW, detail, fix=f"{fix} allow that (`fedless-edge policy modes=plain,pairwise`)."
+            )
+
+    async def plan(
+        self, settings: tasks.TaskSettings, package: Package, taken: Assumed | None = None
+    ) -> Plan:
+        """What a run would be like with this fleet now. Raises `PeerError(MANIFEST_INVALID)`."""
+        return await planning.plan(
+            settings, package, await self._known(settings, package), taken or Assumed()
+        )
+
+    async def _known(self, settings: tasks.TaskSettings, package: Package) -> planning.Known:
+        means = self._means
+        enrolled = await means.fleet.eligible()
+        return await planning.look(
+            means.database, enrolled, self._spool.directory, settings, package, means.clock()
+        )
+
+    async def _check_plan(self, settings: tasks.TaskSettings, package: Package) -> None:
+        """What cannot work is refused before it begins; clients that are too few yet may still come."""
+        refused = planning.final_refusals(settings, package, await self._known(settings, package))
+        if refused:
+            reasons = " ".join(each.reason for each in refused)
+            raise PeerError(
+                refused[0].code, reasons, fix=f"Instead: {'; '.join(each.instead for each in refused)}."
             )
 
     async def stop(self, run_id: str) -> RunInfo:

@@ -10,10 +10,12 @@ from typing import Any
 import grpc.aio
 import psutil
 
+from aggregator import stories, tasks
 from aggregator.authority import Caller
 from aggregator.blobs import Blobs
 from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
+from aggregator.planning import Package, assumed, plan_to_json
 from aggregator.runs import Runs
 from aggregator.service import chunk_data, with_timeout
 from aggregator.service_guard import OPERATORS, Guarded, guarded, guarded_stream
@@ -22,8 +24,9 @@ from aggregator.store import history
 from aggregator.store.engine import Database
 from aggregator.store.records import RoundInfo, RunEvent, RunInfo
 from fedless import __version__
+from fedless.protocol import manifest as manifest_format
 from fedless.protocol import wire
-from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.v1 import operator_pb2 as pb
 from fedless.v1 import operator_pb2_grpc
 
@@ -146,6 +149,24 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
         """Everything that happens in a run."""
         async for event in self._runs.watch(request.run_id, request.after):
             yield _event_to_pb(event)
+
+    @guarded(OPERATORS)
+    async def PlanRun(self, request: pb.PlanRunRequest, _caller: Caller) -> pb.PlanRunReply:  # noqa: N802
+        """What a run of a task would be like."""
+        try:
+            settings = tasks.parse(request.task_toml)
+        except LocalError as error:  # the operator's mistake, not ours
+            raise PeerError(error.code, error.detail, fix=error.fix) from error
+        manifest = manifest_format.parse(request.manifest_toml)
+        package = Package(manifest, request.bundle_digest, request.bundle_bytes)
+        plan = await self._runs.plan(settings, package, assumed(request.assume))
+        return pb.PlanRunReply(json=plan_to_json(plan))
+
+    @guarded(OPERATORS)
+    async def Why(self, request: pb.WhyRequest, _caller: Caller) -> pb.WhyReply:  # noqa: N802
+        """What happened and why."""
+        asked = stories.Asked(request.run_id, request.round, request.client_id)
+        return pb.WhyReply(json=stories.to_json(await stories.tell(self._database, asked, self.clock())))
 
     @guarded(OPERATORS)
     async def Info(self, _request: pb.InfoRequest, caller: Caller) -> pb.InfoReply:  # noqa: N802

@@ -96,6 +96,11 @@ class Spool:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._writers: dict[Path, object] = {}
 
+    @property
+    def directory(self) -> Path:
+        """The folder itself; its disk is what reports fill."""
+        return self._path
+
     def file(self, round_id: int, client_id: str) -> Path:
         """Where a report's bytes are."""
         if not ID.fullmatch(client_id):  # it came from a certificate, but it becomes a path

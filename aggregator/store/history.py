@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from aggregator.store.records import RunEvent
 from aggregator.store.schema import counters, events
@@ -37,9 +37,7 @@ def read(connection: Connection, run_id: str, after: int) -> list[RunEvent]:
         .order_by(events.c.sequence)
         .limit(PAGE)
     )
-    return [
-        RunEvent(row.sequence, row.at_ms, row.event, row.round_id, row.client_id, row.fields) for row in rows
-    ]
+    return [_event(row) for row in rows]
 
 
 def count(connection: Connection, client_id: str, name: str, at_ms: int) -> None:
@@ -59,3 +57,19 @@ def counts(connection: Connection) -> Mapping[str, Mapping[str, int]]:
     for row in connection.execute(query):
         found.setdefault(row.client_id, {})[row.name] = row.times
     return found
+
+
+def select_events(
+    connection: Connection, run_id: str, *, round_id: int = 0, own: bool = False, names: Sequence[str] = ()
+) -> list[RunEvent]:
+    """A run's events in order: those of one round or key epoch, or all; `own`: of no client, but for these `names`."""
+    query = select(events).where(events.c.run_id == run_id)
+    if round_id:
+        query = query.where((events.c.round_id == round_id) | (events.c.round_id == 0))
+    if own:
+        query = query.where((events.c.client_id == "") | events.c.event.in_(names))
+    return [_event(row) for row in connection.execute(query.order_by(events.c.sequence))]
+
+
+def _event(row: Row[Any]) -> RunEvent:
+    return RunEvent(row.sequence, row.at_ms, row.event, row.round_id, row.client_id, row.fields)

@@ -183,6 +183,26 @@ class Link:
         with _refusals(self._access.endpoint):
             yield from self._stub.WatchRun(operator_pb2.WatchRunRequest(run_id=run_id, after=after))
 
+    def plan(
+        self, task_toml: str, manifest_toml: str, bundle: bytes, size_bytes: int, assume: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """What a run would be like: the fields of `aggregator.plan.Plan`. `bundle` is a digest, perhaps empty."""
+        request = operator_pb2.PlanRunRequest(
+            task_toml=task_toml,
+            manifest_toml=manifest_toml,
+            bundle_digest=bundle,
+            bundle_bytes=size_bytes,
+            assume=assume,
+        )
+        plan: dict[str, Any] = json.loads(self._call(self._stub.PlanRun, request, START_S).json)
+        return plan
+
+    def why(self, run_id: str, number: int, client_id: str) -> dict[str, Any]:
+        """What happened and why: the fields of `aggregator.why.Story`. `number` 0: the run; `client_id` "": all."""
+        request = operator_pb2.WhyRequest(run_id=run_id, round=number, client_id=client_id)
+        story: dict[str, Any] = json.loads(self._call(self._stub.Why, request).json)
+        return story
+
     def info(self) -> operator_pb2.InfoReply:
         """What the service says of itself."""
         info: operator_pb2.InfoReply = self._call(self._stub.Info, operator_pb2.InfoRequest())

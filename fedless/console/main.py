@@ -38,6 +38,8 @@ COMMANDS = {
     "restore": Command("restore", "Make a fleet of a back-up."),
     "fleet": Command("fleet", "Let devices join, list them, revoke them."),
     "run": Command("run", "Start, watch and stop training runs."),
+    "plan": Command("plan", "Say what a run would be like, before it is started."),
+    "why": Command("why", "Say why a run, a round or a client went as it did."),
     "model": Command("model", "Take trained models out."),
     "function": Command("function", "Build, sign and show functions.", "authoring"),
     "helper": Command("helper", "Run the second party of helper mode.", "helper"),

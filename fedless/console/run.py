@@ -16,6 +16,7 @@ from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console import link
 from fedless.console.fleet import FleetOption, moment, print_table
+from fedless.console.why import why
 from fedless.experiments.progress import Progress
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Mode
@@ -93,6 +94,9 @@ def stop(run: RunId, fleet: FleetOption = None) -> None:
     with link.open_link(link.find_fleet(fleet)) as operator:
         info = operator.stop_run(run)
     typer.echo(f"{info.run_id} is {info.state}; its newest model is version {info.model_version}.")
+
+
+app.command()(why)
 
 
 def _begin(operator: link.Link, text: str, digests: list[bytes]) -> str:

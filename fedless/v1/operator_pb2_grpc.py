@@ -99,6 +99,16 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.InfoRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.InfoReply.FromString,
                 _registered_method=True)
+        self.PlanRun = channel.unary_unary(
+                '/fedless.v1.Operator/PlanRun',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.PlanRunRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.PlanRunReply.FromString,
+                _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/fedless.v1.Operator/Why',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.WhyRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.WhyReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -186,6 +196,20 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanRun(self, request, context):
+        """What a run of a task would be like with this fleet now; starts nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Why(self, request, context):
+        """Why a run, a round of it, or a client in it went as it did, in sentences.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -253,6 +277,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.InfoRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.InfoReply.SerializeToString,
+            ),
+            'PlanRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRun,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.PlanRunRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.PlanRunReply.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.WhyRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.WhyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -606,6 +640,60 @@ class Operator:
             '/fedless.v1.Operator/Info',
             fedless_dot_v1_dot_operator__pb2.InfoRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.InfoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/PlanRun',
+            fedless_dot_v1_dot_operator__pb2.PlanRunRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.PlanRunReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/Why',
+            fedless_dot_v1_dot_operator__pb2.WhyRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.WhyReply.FromString,
             options,
             channel_credentials,
             insecure,

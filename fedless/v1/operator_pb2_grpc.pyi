@@ -48,6 +48,10 @@ class OperatorStub:
     """Everything that happens in a run, from its first event on; ends with the run."""
     FetchBlob: _grpc.UnaryStreamMultiCallable[_operator_pb2.OperatorBlobRequest, _operator_pb2.PutBlobChunk]
     Info: _grpc.UnaryUnaryMultiCallable[_operator_pb2.InfoRequest, _operator_pb2.InfoReply]
+    PlanRun: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PlanRunRequest, _operator_pb2.PlanRunReply]
+    """What a run of a task would be like with this fleet now; starts nothing."""
+    Why: _grpc.UnaryUnaryMultiCallable[_operator_pb2.WhyRequest, _operator_pb2.WhyReply]
+    """Why a run, a round of it, or a client in it went as it did, in sentences."""
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -69,6 +73,10 @@ class OperatorAsyncStub(OperatorStub):
     """Everything that happens in a run, from its first event on; ends with the run."""
     FetchBlob: _aio.UnaryStreamMultiCallable[_operator_pb2.OperatorBlobRequest, _operator_pb2.PutBlobChunk]  # type: ignore[assignment]
     Info: _aio.UnaryUnaryMultiCallable[_operator_pb2.InfoRequest, _operator_pb2.InfoReply]  # type: ignore[assignment]
+    PlanRun: _aio.UnaryUnaryMultiCallable[_operator_pb2.PlanRunRequest, _operator_pb2.PlanRunReply]  # type: ignore[assignment]
+    """What a run of a task would be like with this fleet now; starts nothing."""
+    Why: _aio.UnaryUnaryMultiCallable[_operator_pb2.WhyRequest, _operator_pb2.WhyReply]  # type: ignore[assignment]
+    """Why a run, a round of it, or a client in it went as it did, in sentences."""
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -165,5 +173,21 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.InfoReply, _abc.Awaitable[_operator_pb2.InfoReply]]: ...
+
+    @_abc_1.abstractmethod
+    def PlanRun(
+        self,
+        request: _operator_pb2.PlanRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.PlanRunReply, _abc.Awaitable[_operator_pb2.PlanRunReply]]:
+        """What a run of a task would be like with this fleet now; starts nothing."""
+
+    @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _operator_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.WhyReply, _abc.Awaitable[_operator_pb2.WhyReply]]:
+        """Why a run, a round of it, or a client in it went as it did, in sentences."""
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

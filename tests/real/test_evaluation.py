@@ -47,7 +47,9 @@ def images(count: int) -> dict[str, np.ndarray]:
 async def test_a_model_is_judged_on_every_example(tmp_path: Path) -> None:
     blobs, bundle, model, test_set = await stored(tmp_path, **images(70))  # two batches and a part of one
     evaluator = Evaluator(blobs, tmp_path / "functions", PUBLISHERS)
-    assert evaluator.check(bundle) == PARAMETERS
+    checked = evaluator.check(bundle).model
+    assert checked is not None
+    assert checked.parameters == PARAMETERS
     found = await evaluator.evaluate(bundle, model, test_set)
     assert found.examples == 70
     assert 0 <= found.metrics["accuracy"] <= 1
