@@ -136,6 +136,41 @@ def lines(
     )
 
 
+def curves(
+    title: str,
+    caption: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    limits: tuple[float, float] | None = None,
+    axis: str,
+) -> Figure:
+    """One line for each series of points (x, y) over a number line from 0; x rises along each series."""
+    points = [point for values in series.values() for point in values]
+    low, high = limits or (min([0.0, *(y for _, y in points)]), max([0.0, *(y for _, y in points)]))
+    scale = _Scale(ticks(low, high))
+    marks = ticks(0.0, max([0.0, *(x for x, _ in points)]))
+    across = (WIDTH - LEFT - RIGHT) / (marks[-1] - marks[0])
+    drawn = tuple(
+        Line(
+            tuple((LEFT + x * across, scale.y(y)) for x, y in values),
+            _style(index),
+            tuple(f"{name}, {axis} {number(x)}: {number(y, 4)}" for x, y in values),
+        )
+        for index, (name, values) in enumerate(series.items())
+    )
+    under = _labels([number(mark) for mark in marks], [LEFT + mark * across for mark in marks], axis=axis)
+    return Figure(
+        title,
+        caption,
+        ("series", axis, "value"),
+        tuple((name, number(x, 4), number(y, 4)) for name, values in series.items() for x, y in values),
+        legend=_legend(series),
+        lines=drawn,
+        grid=scale.grid,
+        texts=(*scale.texts, *under),
+    )
+
+
 def bars(
     title: str,
     caption: str,

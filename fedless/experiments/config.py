@@ -9,21 +9,26 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aggregator import tasks
+from fedless.experiments import variants
+from fedless.experiments.groups import MAX_CLIENTS, ClientGroup, client_ids, read_groups
 from fedless.experiments.partition import KINDS, Partition
+from fedless.experiments.variants import Variant
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.tables import Table, write_tables
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 PATH = re.compile(r"[^\x00-\x1f]{1,4096}")
 ARRAY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-MAX_CLIENTS = 1000
+OPTIONAL = re.compile(r"[^\x00-\x1f]{0,4096}")
+TEXT = re.compile(r"[^\x00-\x1f]{1,400}")
+PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_SEEDS = 100
-CLIENT_KINDS = ("edge",)
+MAX_TARGETS = 8
 FUNCTION_FILE, TEST_SET_FILE = "function.bundle", "test.npz"  # what the task calls them
 
 
@@ -43,18 +48,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class ClientGroup:
-    """`count` clients of one kind: `edge` is an agent process on this machine.
-
-    `warm_mb` is what a device may keep in memory between wake-ups, MB (0: every start is cold).
-    """
-
-    kind: str
-    count: int
-    warm_mb: int = 0
-
-
-@dataclass(frozen=True)
 class Dropout:
     """Device number `client` (from 1) is killed when it has checked in to round number `round`."""
 
@@ -63,11 +56,31 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What the report prices with: tables of one's own (None: those that come with fedless), and a server's profile."""
+
+    power: Path | None = None
+    prices: Path | None = None
+    server: str = "vm-2gb"
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A figure of somebody else's to set beside ours. `ours` is a key of summary.json, `a.b` for b in a; or empty."""
+
+    name: str
+    theirs: str
+    source: str
+    ours: str = ""
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A described set of runs with its fleet: one run for each seed, on a fresh fleet.
+    """A described set of runs with its fleet: one run for each variant and seed, on a fresh fleet.
 
     `function` is a folder made by `fedless function build`, signed for the fleet when it starts. `task` is
-    the text of the task file as `fedless run start` takes it. `output` gets one folder for each run.
+    the text of the task file as `fedless run start` takes it; `variants` change it. `output` gets one folder for
+    each run. `targets` are test accuracies: when were they reached? `variant` is the name of this run's.
     """
 
     name: str
@@ -79,6 +92,11 @@ class Experiment:
     groups: tuple[ClientGroup, ...]
     dropouts: tuple[Dropout, ...]
     task: str
+    variants: tuple[Variant, ...] = ()
+    targets: tuple[float, ...] = ()
+    costs: Costs = field(default_factory=Costs)
+    anchors: tuple[Anchor, ...] = ()
+    variant: str = ""
 
     @property
     def clients(self) -> int:
@@ -95,20 +113,17 @@ def load(path: Path) -> Experiment:
     complaints: list[str] = []
     task = _task(values.pop("task", None), path.parent, complaints)
     seeds = _seeds(values.pop("seeds", [1]), complaints)
+    found = variants.read(values.pop("variants", []), complaints)
+    targets = _targets(values.pop("targets", []), complaints)
     root = Table.root(values)
     experiment = _experiment(root, path.parent, seeds)
     complaints += root.close()
-    if 0 < experiment.data.examples < experiment.clients:
-        complaints.append(f"data.examples: {experiment.clients} clients need at least one example each")
-    if any(dropout.client > experiment.clients for dropout in experiment.dropouts):
-        complaints.append(f"dropouts: client must be a number from 1 to {experiment.clients}")
+    experiment = replace(experiment, variants=found, targets=targets)
+    complaints += _complaints(experiment)
     if task:
         own = {"name": experiment.name or "experiment", "function": FUNCTION_FILE, "test_set": TEST_SET_FILE}
         experiment = replace(experiment, task=with_task(task, own))
-        try:
-            tasks.parse(experiment.task, "task")
-        except LocalError as error:
-            complaints.append(error.detail)
+        complaints += _task_complaints(experiment)
     if complaints:
         listed = "\n".join(f"  {complaint}" for complaint in complaints)
         fix = "docs/experiments.md describes every key."
@@ -116,8 +131,36 @@ def load(path: Path) -> Experiment:
     return experiment
 
 
+def _complaints(experiment: Experiment) -> list[str]:
+    """What no single key is to blame for."""
+    found = []
+    if 0 < experiment.data.examples < experiment.clients:
+        found.append(f"data.examples: {experiment.clients} clients need at least one example each")
+    ids = client_ids(experiment.groups)
+    if len({client_id for client_id, _ in ids}) < len(ids):
+        found.append("clients: two groups have the same name")
+    for dropout in experiment.dropouts:
+        if dropout.client > experiment.clients:
+            found.append(f"dropouts: client must be a number from 1 to {experiment.clients}")
+        elif ids[dropout.client - 1][1].functions:
+            found.append(f"dropouts: client {dropout.client} is a function; only devices can be killed")
+    return found
+
+
+def _task_complaints(experiment: Experiment) -> list[str]:
+    """Of the task itself and of every variant of it."""
+    found = []
+    for one in variants.each(experiment.task, experiment.variants):
+        where = f"variants, {one.name}: task" if one.name else "task"
+        try:
+            tasks.parse(one.task, where)
+        except LocalError as error:
+            found.append(error.detail)
+    return found
+
+
 def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:
-    data, partition = root.table("data"), root.optional("partition")
+    data, partition, costs = root.table("data"), root.optional("partition"), root.optional("cost")
     return Experiment(
         name=root.text("name", NAME),
         seeds=seeds,
@@ -125,9 +168,11 @@ def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:
         function=base / root.text("function", PATH),
         data=_data(data, base),
         partition=_partition(partition) if partition else Partition(),
-        groups=tuple(_group(table) for table in root.tables("clients", 1, 16)),
+        groups=read_groups(root.tables("clients", 1, 16)),
         dropouts=tuple(_dropout(table) for table in root.tables("dropouts", 0, MAX_CLIENTS)),
         task="",
+        costs=_costs(costs, base) if costs else Costs(),
+        anchors=tuple(_anchor(table) for table in root.tables("anchors", 0, 64)),
     )
 
 
@@ -146,14 +191,25 @@ def _partition(table: Table) -> Partition:
         kind=table.choice("kind", KINDS),
         shards_per_client=table.integer("shards_per_client", 1, 10_000, 2),
         alpha=table.real("alpha", 1e-3, 1e3, 0.5),
+        groups_apart=table.flag("groups_apart", default=False),
     )
 
 
-def _group(table: Table) -> ClientGroup:
-    return ClientGroup(
-        table.choice("kind", CLIENT_KINDS),
-        table.integer("count", 1, MAX_CLIENTS),
-        table.integer("warm_mb", 0, 65_536, 0),
+def _costs(table: Table, base: Path) -> Costs:
+    power, prices = table.text("power", OPTIONAL, ""), table.text("prices", OPTIONAL, "")
+    return Costs(
+        power=base / power if power else None,
+        prices=base / prices if prices else None,
+        server=table.text("server", PROFILE, Costs.server),
+    )
+
+
+def _anchor(table: Table) -> Anchor:
+    return Anchor(
+        name=table.text("name", TEXT),
+        theirs=table.text("theirs", TEXT),
+        source=table.text("source", TEXT),
+        ours=table.text("ours", OPTIONAL, ""),
     )
 
 
@@ -171,6 +227,17 @@ def _seeds(value: object, complaints: list[str]) -> tuple[int, ...]:
         return tuple(value)
     complaints.append(f"seeds: must be 1 to {MAX_SEEDS} different integers from 0 to 4294967295")
     return (0,)
+
+
+def _targets(value: object, complaints: list[str]) -> tuple[float, ...]:
+    if (
+        isinstance(value, list)
+        and len(value) <= MAX_TARGETS
+        and all(isinstance(target, float) and 0.0 < target < 1.0 for target in value)
+    ):
+        return tuple(value)
+    complaints.append(f"targets: must be at most {MAX_TARGETS} accuracies between 0.0 and 1.0")
+    return ()
 
 
 def _task(value: object, base: Path, complaints: list[str]) -> dict[str, Any]:
@@ -203,3 +270,26 @@ def with_seed(experiment: Experiment, seed: int) -> Experiment:
     task = tomllib.loads(experiment.task)
     text = with_task(task, {"client": {**task.get("client", {}), "seed": seed}})
     return replace(experiment, seeds=(seed,), task=text)
+
+
+def with_scale(experiment: Experiment, factor: float) -> Experiment:
+    """A smaller (or larger) one of the same shape: clients, their examples and the cohorts, times `factor`."""
+    groups = tuple(replace(group, count=_scaled(group.count, factor)) for group in experiment.groups)
+    data = replace(experiment.data, examples=_scaled(experiment.data.examples, factor))
+    changed = tuple(replace(one, task=variants.scaled(one.task, factor)) for one in experiment.variants)
+    task = with_task(variants.scaled(tomllib.loads(experiment.task), factor), {})
+    return replace(experiment, groups=groups, data=data, task=task, variants=changed)
+
+
+def runs(experiment: Experiment, only: str = "") -> list[Experiment]:
+    """One experiment for each variant (all, or the one named `only`) and seed. Raises `LocalError(CONFIG_INVALID)`."""
+    chosen = [one for one in variants.each(experiment.task, experiment.variants) if only in ("", one.name)]
+    if not chosen:
+        known = ", ".join(one.name for one in experiment.variants) or "none"
+        raise LocalError(Code.CONFIG_INVALID, f"There is no variant {only!r}; there is {known}.")
+    alone = [replace(experiment, task=one.task, variant=one.name, variants=()) for one in chosen]
+    return [with_seed(one, seed) for one in alone for seed in experiment.seeds]
+
+
+def _scaled(count: int, factor: float) -> int:
+    return max(1, round(count * factor)) if count else 0

@@ -5,6 +5,7 @@
     fleet/                the aggregator's side, as `fedless init` makes it
     helper/               the second party of helper mode, if asked for
     devices/<client-id>/  one device each: its state directory, edge.toml and its own data.npz
+    functions/<group>/    the deployments and the data of a group of cloud functions
     logs/<process>.log    what each process said
 
 The processes are the real programs, started as a user would: `fedless aggregator serve`, `fedless helper serve`,
@@ -29,7 +30,11 @@ import psutil
 
 from aggregator.authority import Authority
 from aggregator.founding import Ports, found_fleet, write_private
+from fedless.experiments.conditions import Conditions
+from fedless.experiments.deployments import deploy
+from fedless.experiments.groups import EDGE, ClientGroup
 from fedless.experiments.operator import Connect, Operator
+from fedless.experiments.peers import SDK_KEYS, Peer
 from fedless.experiments.processes import Child, Children, wait_until
 from fedless.helper.main import ENDPOINT_FILE, found
 from fedless.protocol.identity import Name, Role
@@ -46,21 +51,26 @@ ONLINE_S = 60.0
 STOP_S = 8.0
 HELPER_DAYS = 30
 FEDLESS = (sys.executable, "-c", "from fedless.console.main import main; main()")
-EDGE = (sys.executable, "-m", "edge_runtime.cli")
+AGENT = (sys.executable, "-m", "edge_runtime.cli")
+DEVICE = ClientGroup(EDGE, 1)
 _MB = 1e6
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device to be: its id, the .npz bytes of its own examples, and further tables of its edge.toml."""
+    """One client to be: its id, the .npz bytes of its own examples, its edge.toml's further tables, and its group.
+
+    Of a group of another kind than `edge` it is a cloud function, without an edge.toml.
+    """
 
     client_id: str
     examples: bytes = field(repr=False)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    group: ClientGroup = DEVICE
 
 
 class LocalFleet:
-    """A fleet that runs while the `with` block does: when it is entered, every device is online.
+    """A fleet that runs while the `with` block does: when it is entered, every device is online, every function there.
 
     `connect` makes the operator's client of a fleet's folder; `source` is the name that the function's manifest gives
     to the data; `helper` asks for a helper of its own; `logs` is where the logs go if not into the folder;
@@ -81,10 +91,13 @@ class LocalFleet:
     ) -> None:
         self.folder = folder.absolute()
         self.aggregator_folder = self.folder / "fleet"
-        self.devices = tuple(devices)
+        self.clients = tuple(devices)
+        self.devices = tuple(one for one in devices if not one.group.functions)
         self.children = Children(logs or self.folder / "logs")
         self.aggregator: Child
         self.agents: dict[str, Child] = {}
+        self.peers: list[Peer] = []
+        self.conditions = Conditions({one.client_id: one.group for one in devices})
         self._connect = connect
         self._source = source
         self._helper = helper
@@ -96,10 +109,13 @@ class LocalFleet:
         self._exits.callback(self._stop)
         try:
             self._start_aggregator()
+            self.conditions.start_lines(self.folder / "lines", self.children)
             self._enroll()
+            self._deploy()
             for device in self.devices:
                 self.start_agent(device.client_id)
             self._wait_online()
+            self.conditions.slow(self._exits, self._pids)
         except BaseException:
             self._exits.close()
             raise
@@ -123,8 +139,9 @@ class LocalFleet:
 
     def start_agent(self, client_id: str) -> None:
         """Start (again) the agent of an enrolled device."""
-        argv = (*EDGE, "run", "--state", str(self.state_folder(client_id)))
-        self.agents[client_id] = self.children.start(client_id, argv, self._environment)
+        argv = (*AGENT, "run", "--state", str(self.state_folder(client_id)))
+        environment = {**self._environment, **self.conditions.environment(client_id)}
+        self.agents[client_id] = self.children.start(client_id, argv, environment)
 
     def kill_device(self, client_id: str) -> None:
         """Kill everything that runs on a device; its state stays."""
@@ -145,7 +162,8 @@ class LocalFleet:
         settings = self.aggregator_folder / "aggregator.toml"
         write_private(settings, settings.read_bytes() + tables.encode())
         argv = (*FEDLESS, "aggregator", "serve", "--fleet", str(self.aggregator_folder))
-        self.aggregator = self.children.start("aggregator", argv, self._environment)
+        keys = SDK_KEYS if any(one.group.kind == "aws-lambda" for one in self.clients) else {}
+        self.aggregator = self.children.start("aggregator", argv, {**self._environment, **keys})
         ready = self.aggregator_folder / "state" / "endpoints.json"
         wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
 
@@ -181,7 +199,7 @@ class LocalFleet:
             write_private(state / DATA_FILE, device.examples)
             data = {self._source: {"kind": "npz", "path": DATA_FILE}}
             write_private(state / "edge.toml", write_tables({**device.settings, "data": data}).encode())
-            argv = (*EDGE, "enroll", "--state", str(state))
+            argv = (*AGENT, "enroll", "--state", str(state))
             self.children.run(device.client_id, argv, f"{claims[device.client_id]}\n".encode(), ENROLL_S)
 
         pool = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -190,6 +208,20 @@ class LocalFleet:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _deploy(self) -> None:
+        groups: dict[ClientGroup, dict[str, bytes]] = {}
+        for one in self.clients:
+            if one.group.functions:
+                groups.setdefault(one.group, {})[one.client_id] = one.examples
+        if groups:
+            folder, operator = self.folder / "functions", self.operator()
+            self.peers = deploy(folder, groups, self._source, operator, self.conditions, self.children)
+
+    def _pids(self, client_id: str) -> list[int]:
+        """The processes that are a client's: its agent, or what serves its function."""
+        owners = [self.agents, *(peer.children for peer in self.peers)]
+        return [owner[client_id].process.pid for owner in owners if client_id in owner]
 
     def _wait_online(self) -> None:
         operator = self.operator()

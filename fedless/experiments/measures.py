@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fedless.experiments.charts import percentile
 
 MEASURED = "invocation_measured"
+ENDED = "invocation_ended"
 REPORTED = "reported"
+LOST = {
+    "client_refused",
+    "client_gave_up",
+    "report_spoiled",
+    "invocation_failed",
+    "invocation_given_up",
+}
+_BILLED = (
+    "platform", "figures", "attempts", "took_ms", "run_ms", "billed_ms", "init_ms", "wait_ms", "memory_mb", "usd",
+    "gb_s", "measured",
+)  # fmt: skip
 _FINAL = ("test_accuracy", "test_loss", "device_accuracy", "device_loss", "train_loss")
 
 
 class Participation:
-    """What became of each client in each round, gathered from the run's events one by one."""
+    """What became of each client in each round, gathered from the run's events one by one.
 
-    def __init__(self) -> None:
+    `functions` are the ids of the clients whose platform has a bill to tell, too.
+    """
+
+    def __init__(self, functions: Collection[str] = ()) -> None:
+        self._functions = frozenset(functions)
         self._rounds: dict[int, dict[str, dict[str, Any]]] = {}
 
     def take(self, event: Any) -> None:  # noqa: ANN401 - operator.proto's RunEvent
@@ -31,11 +47,13 @@ class Participation:
         fields = json.loads(event.json or "{}")
         if event.event == MEASURED:
             client.update({key: fields[key] for key in client if key in fields})
+        elif event.event == ENDED:
+            client["bill"] = {key: fields[key] for key in _BILLED if key in fields}
         elif event.event == "report_arrived":
             client["outcome"] = REPORTED
-        elif event.event in {"client_refused", "client_gave_up", "report_spoiled"}:
+        elif event.event in LOST:
             if client["outcome"] != REPORTED:
-                client["outcome"] = fields.get("reason") or fields.get("code") or event.event
+                client["outcome"] = _why(event.event, fields)
         elif event.event == "client_checked_in" and not client["outcome"]:
             client["outcome"] = "checked_in"
 
@@ -44,11 +62,12 @@ class Participation:
         return self._rounds.get(round_id, {})
 
     def unmeasured(self) -> bool:
-        """Whether a client reported whose invocation has not told its figures."""
+        """Whether a client reported whose invocation has not told its figures, or its platform its bill."""
         return any(
-            client["outcome"] == REPORTED and not client["start"]
+            client["outcome"] == REPORTED
+            and not (client["start"] and (client["bill"] or name not in self._functions))
             for clients in self._rounds.values()
-            for client in clients.values()
+            for name, client in clients.items()
         )
 
     def reports(self, round_id: int) -> int:
@@ -66,7 +85,14 @@ def _unknown() -> dict[str, Any]:
         "peak_rss_mb": 0.0,
         "participant_peak_rss_mb": 0.0,
         "agent_rss_mb": 0.0,
+        "bill": {},
     }
+
+
+def _why(event: str, fields: Mapping[str, Any]) -> str:
+    """Why a client was lost; an invocation's reason is a sentence, its code is enough here."""
+    first, second = ("code", "reason") if event.startswith("invocation") else ("reason", "code")
+    return str(fields.get(first) or fields.get(second) or event)
 
 
 def round_record(info: Any, clients: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:  # noqa: ANN401
@@ -116,6 +142,8 @@ def run_figures(
         **_last(rounds),
         "rounds": len(seconds),
         "dropouts": sum(entry["dropouts"] for entry in rounds),
+        "bytes_down": sum(entry["bytes_down"] for entry in rounds),
+        "bytes_up": sum(entry["bytes_up"] for entry in rounds),
         "round_seconds_median": _rounded(statistics.median(seconds), 3) if seconds else None,
         "wake_to_first_step_ms_p50": _rounded(percentile(first, 0.5)) if first else None,
         "wake_to_first_step_ms_p95": _rounded(percentile(first, 0.95)) if first else None,
@@ -123,6 +151,23 @@ def run_figures(
         "device_peak_rss_mb": _rounded(max(peaks)) if peaks else None,
         "uplink_bytes_per_parameter": _rounded(uplink / reported / parameters, 3) if uplink else None,
     }
+
+
+def reached(rounds: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> dict[str, Any]:
+    """When each test accuracy was first reached: the round's number, and seconds since the first round's opening.
+
+    Keys are `95%`; None where it was not reached. Empty without targets.
+    """
+    if not targets:
+        return {}
+    found: dict[str, dict[str, Any]] = {"rounds_to": {}, "seconds_to": {}}
+    for target in targets:
+        there = [one for one in rounds if one["metrics"].get("test_accuracy", 0.0) >= target]
+        name = f"{100 * target:g}%"
+        found["rounds_to"][name] = there[0]["number"] if there else None
+        since = (there[0]["ended_at_ms"] - rounds[0]["opened_at_ms"]) / 1000 if there else None
+        found["seconds_to"][name] = since
+    return found
 
 
 def _last(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -20,6 +20,10 @@ class Operator(Protocol):
         """One claim for each client id, by id; they are secrets."""
         ...
 
+    def add_function(self, client_id: str, platform: str, settings: Mapping[str, Any]) -> str:
+        """Register a cloud function; what it is to be deployed with (JSON, no secret)."""
+        ...
+
     def online(self) -> frozenset[str]:
         """The ids of the clients that are connected to the broker."""
         ...

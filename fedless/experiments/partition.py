@@ -7,6 +7,7 @@ empty. The same arguments give the same answer on every machine (numpy's PCG64).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,15 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Partition:
-    """The rule (one of `KINDS`) and its number: `shards_per_client` for shards, `alpha` for dirichlet."""
+    """The rule (one of `KINDS`) and its number: `shards_per_client` for shards, `alpha` for dirichlet.
+
+    `groups_apart`: the groups of clients see different labels; the rule then holds within each group.
+    """
 
     kind: str = "iid"
     shards_per_client: int = 2
     alpha: float = 0.5
+    groups_apart: bool = False
 
 
 def divide(partition: Partition, labels: Labels, clients: int, seed: int) -> list[Indices]:
@@ -45,6 +50,24 @@ def divide(partition: Partition, labels: Labels, clients: int, seed: int) -> lis
     if partition.kind == "dirichlet":
         return dirichlet(labels, clients, partition.alpha, seed)
     return iid(labels, clients, seed)
+
+
+def divide_groups(partition: Partition, labels: Labels, counts: Sequence[int], seed: int) -> list[Indices]:
+    """As `divide` for groups of `counts` clients, one after another.
+
+    Apart: sorted by label and cut between the groups in proportion to their clients, so that each group has labels
+    that others have not. Raises `LocalError(DATA_EMPTY)` as `divide`.
+    """
+    if not partition.groups_apart:
+        return divide(partition, labels, sum(counts), seed)
+    shuffled = np.random.default_rng(seed).permutation(labels.size)
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    ends = [labels.size * sum(counts[: i + 1]) // sum(counts) for i in range(len(counts))]
+    found: list[Indices] = []
+    for count, theirs in zip(counts, np.split(ordered, ends[:-1]), strict=True):
+        mine = np.sort(theirs).astype(np.int64)
+        found += [mine[part] for part in divide(partition, labels[mine], count, seed)]
+    return found
 
 
 def shards(labels: Labels, clients: int, shards_per_client: int, seed: int) -> list[Indices]:

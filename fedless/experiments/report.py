@@ -14,8 +14,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedless.experiments import charts
+from fedless.experiments import charts, ledgers
 from fedless.experiments.charts import Figure
+from fedless.experiments.ledgers import Table
 from fedless.protocol.errors import Code, LocalError
 
 Round = Mapping[str, Any]
@@ -31,6 +32,8 @@ PHASES = (
 )  # one after another; others come last
 _MB = 1e6
 _NOTICED = 0.02
+_TABLES = {"cost", "anchors"}
+"""Of a summary: what is shown as tables of its own."""
 
 
 def write(folder: Path) -> Path:
@@ -38,22 +41,50 @@ def write(folder: Path) -> Path:
 
     Raises `LocalError(STATE_MISSING | STATE_CORRUPT)` if those are not there or cannot be read.
     """
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines()
-        rounds = [json.loads(line) for line in lines]
-    except FileNotFoundError as error:
-        detail = f"{error.filename} does not exist: {folder} is not the folder of a finished run."
-        raise LocalError(Code.STATE_MISSING, detail) from None
-    except (OSError, ValueError) as error:
-        raise LocalError(Code.STATE_CORRUPT, f"The run in {folder} cannot be read: {error}.") from None
+    summary, rounds = read(folder)
     target = folder / REPORT
     target.write_text(render(summary, rounds), encoding="utf-8")
     return target
 
 
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's summary and rounds. Raises `LocalError(STATE_MISSING | STATE_CORRUPT)`."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        lines = (folder / ROUNDS).read_text(encoding="utf-8").splitlines()
+        return summary, [json.loads(line) for line in lines]
+    except FileNotFoundError as error:
+        detail = f"{error.filename} does not exist: {folder} is not the folder of a finished run."
+        raise LocalError(Code.STATE_MISSING, detail) from None
+    except (OSError, ValueError) as error:
+        raise LocalError(Code.STATE_CORRUPT, f"The run in {folder} cannot be read: {error}.") from None
+
+
 def render(summary: Mapping[str, Any], rounds: Sequence[Round]) -> str:
-    """The whole page as HTML text."""
+    """A run's whole page as HTML text."""
+    name = summary["name"] + (f", {summary['variant']}" if summary.get("variant") else "")
+    tables = [*ledgers.beside(summary), *ledgers.tables(summary)]
+    details = _flat({key: value for key, value in summary.items() if key not in _TABLES})
+    return page(name, _lead(summary), _tiles(summary), tables, figures(rounds), details)
+
+
+def _lead(summary: Mapping[str, Any]) -> str:
+    masked = "reports masked" if summary["masked"] else "plain reports (no secure aggregation)"
+    return (
+        f"Run {summary['run_id']}, {summary['started_at']}. {summary['clients']} clients, "
+        f"{summary['rounds']} rounds, {summary['parameters']} parameters, {masked}."
+    )
+
+
+def page(
+    title: str,
+    lead: str,
+    tiles: Sequence[tuple[str, str, str]],
+    tables: Sequence[Table],
+    drawn: Sequence[Figure],
+    details: Sequence[tuple[str, str]],
+) -> str:
+    """A page as HTML text: tiles (value, unit, label), figures, tables, and at last a table of details."""
     environment = Environment(
         loader=PackageLoader("fedless.experiments"),
         autoescape=True,
@@ -62,10 +93,12 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Round]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
-        summary=summary,
-        tiles=_tiles(summary),
-        details=_flat(summary),
-        figures=figures(rounds),
+        title=title,
+        lead=lead,
+        tiles=tiles,
+        details=details,
+        tables=tables,
+        figures=drawn,
         width=charts.WIDTH,
         left=charts.LEFT,
         right=charts.RIGHT,

@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign, read_manifest
-from fedless.experiments import datasets, report
-from fedless.experiments.config import Dropout, Experiment, with_rounds, with_seed
+from fedless.experiments import compare, datasets, report
+from fedless.experiments.books import Books
+from fedless.experiments.config import Dropout, Experiment, runs, with_rounds, with_scale
 from fedless.experiments.faults import Dropouts
 from fedless.experiments.fleet import Device, LocalFleet
-from fedless.experiments.measures import Participation, round_record, run_figures
+from fedless.experiments.groups import client_ids
+from fedless.experiments.machine import machine, versions
+from fedless.experiments.measures import Participation, reached, round_record, run_figures
 from fedless.experiments.operator import Connect, Operator
-from fedless.experiments.partition import divide
+from fedless.experiments.partition import divide_groups
 from fedless.experiments.progress import Progress
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest, Model
@@ -39,50 +37,53 @@ from fedless.protocol.messages import Mode
 
 MODEL = "model.f32"
 FIGURES_S = 3.0
-PACKAGES = (
-    "fedless",
-    "ai-edge-litert",
-    "tflite-runtime",
-    "numpy",
-    "grpcio",
-    "paho-mqtt",
-    "protobuf",
-    "cryptography",
-)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line may change: the data, the number of rounds, the folder, and what stays behind."""
+    """What the command line may change: data, rounds, folder, whether state stays behind, size, one variant only."""
 
     data: Path | None = None
     rounds: int = 0
     output: Path | None = None
     keep: bool = False
+    scale: float = 1.0
+    only: str = ""
 
 
 def run_experiment(
     experiment: Experiment, connect: Connect, progress: Progress, options: Options
 ) -> list[Path]:
-    """Run it once for each seed; the folders of the runs. Raises `FedlessError` with what to do."""
+    """Run it once for each variant and seed; the folders of the runs. Raises `FedlessError` with what to do.
+
+    More than one run ends with a page that compares them.
+    """
     if options.data is not None:
         experiment = replace(experiment, data=datasets.idx_folder(experiment.data, options.data))
+    if options.scale != 1.0:
+        experiment = with_scale(experiment, options.scale)
     if options.rounds:
         experiment = with_rounds(experiment, options.rounds)
     output = options.output or experiment.output
-    runs = [with_seed(experiment, seed) for seed in experiment.seeds]
-    return [_run_once(run, output, connect, progress, keep=options.keep) for run in runs]
+    planned = runs(experiment, options.only)
+    done = [_run_once(run, output, connect, progress, keep=options.keep) for run in planned]
+    if len(done) > 1:
+        page = output / f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-compare.html"
+        progress.say(f"comparison: {compare.write(done, page, experiment.targets)}")
+    return done
 
 
 def _run_once(
     experiment: Experiment, output: Path, connect: Connect, progress: Progress, *, keep: bool
 ) -> Path:
     seed = experiment.seeds[0]
+    books = Books.of(experiment)  # tables that cannot be read are told before anything runs
     manifest = read_manifest(experiment.function)
     devices, test_set = _prepare(experiment, seed, manifest)
-    folder = output / f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-s{seed}"
+    name = "-".join(filter(None, (experiment.name, experiment.variant)))
+    folder = output / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-s{seed}"
     folder.mkdir(parents=True)
-    progress.say(f"{folder}: {len(devices)} devices, seed {seed}; starting aggregator, broker and agents")
+    progress.say(f"{folder}: {_described(experiment)}, seed {seed}; starting aggregator, broker and clients")
     state = folder / "state"
     source = manifest.data_mounts[0] if manifest.data_mounts else "default"
     try:
@@ -95,14 +96,14 @@ def _run_once(
             logs=folder / "logs",
         ) as fleet:
             try:
-                summary = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
+                summary, rounds = _on_fleet(experiment, manifest, fleet, test_set, folder, progress)
             except PeerError:
                 fleet.children.check()  # a process that died is the better explanation
                 raise
     finally:
         if not keep:
             shutil.rmtree(state, ignore_errors=True)
-    _write_json(folder / report.SUMMARY, summary)
+    _write_json(folder / report.SUMMARY, {**summary, **books.kept(rounds, summary)})
     progress.say(f"report: {report.write(folder)}")
     return folder
 
@@ -114,18 +115,22 @@ def _prepare(experiment: Experiment, seed: int, manifest: Manifest) -> tuple[lis
         raise LocalError(Code.CONFIG_INVALID, detail)
     split = datasets.load(experiment.data, seed)
     _check_names(manifest.model, split)
-    parts = divide(experiment.partition, split.train[experiment.data.label], experiment.clients, seed)
-    groups = [group for group in experiment.groups for _ in range(group.count)]
-    digits = len(str(len(groups)))
+    counts = [group.count for group in experiment.groups]
+    parts = divide_groups(experiment.partition, split.train[experiment.data.label], counts, seed)
     devices = [
         Device(
-            f"{group.kind}-{number:0{digits}d}",
+            client_id,
             datasets.to_npz(datasets.take(split.train, part)),
             {"warm": {"memory_mb": group.warm_mb}},
+            group,
         )
-        for number, (group, part) in enumerate(zip(groups, parts, strict=True), 1)
+        for (client_id, group), part in zip(client_ids(experiment.groups), parts, strict=True)
     ]
     return devices, datasets.to_npz(split.test)
+
+
+def _described(experiment: Experiment) -> str:
+    return " + ".join(f"{group.count} {group.label}" for group in experiment.groups)
 
 
 def _check_names(model: Model, split: datasets.Split) -> None:
@@ -142,8 +147,8 @@ def _on_fleet(
     test_set: bytes,
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Start the run, follow it to its end, fetch the model; the summary."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Start the run, follow it to its end, fetch the model; the summary and the rounds."""
     idle = list(fleet.agent_rss_mb().values())
     operator = fleet.operator()
     started = time.monotonic()
@@ -162,8 +167,10 @@ def _on_fleet(
         raise LocalError(Code.WRONG_STATE, f"The run {info.state}: {info.reason or 'no reason given'}.")
     digest = _fetch_model(operator, info.model_digest, folder / MODEL)
     parameters = manifest.model.parameters if manifest.model else 0
-    return {
+    summary = {
         "name": experiment.name,
+        "variant": experiment.variant,
+        "strategy": tasks.parse(experiment.task).strategy,
         "run_id": folder.name,
         "started_at": f"{datetime.fromtimestamp(info.started_at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC",
         "clients": experiment.clients,
@@ -171,13 +178,15 @@ def _on_fleet(
         "masked": all(entry["mode"] != "plain" for entry in rounds),
         "secagg_mode": rounds[-1]["mode"] if rounds else "",
         **run_figures(rounds, parameters, idle),
+        **reached(rounds, experiment.targets),
         "aggregator_peak_rss_mb": round(operator.info().peak_rss_mb, 1),
         "training_seconds": round(training_seconds, 1),
         "model_sha256": digest,
         "seeds": list(experiment.seeds),
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(),
     }
+    return summary, rounds
 
 
 def train(
@@ -207,15 +216,21 @@ def train(
         return found
 
     faults = Dropouts(fleet, dropouts, number_of, progress.say)
-    rounds = _follow(operator, info.run_id, lines, progress, faults)
+    functions = [one.client_id for one in fleet.clients if one.group.functions]
+    rounds = _follow(operator, info.run_id, lines, progress, faults, functions)
     return operator.run(info.run_id), rounds
 
 
 def _follow(
-    operator: Operator, run_id: str, path: Path, progress: Progress, faults: Dropouts
+    operator: Operator,
+    run_id: str,
+    path: Path,
+    progress: Progress,
+    faults: Dropouts,
+    functions: Collection[str],
 ) -> list[dict[str, Any]]:
     """Watch the run until it ends; the lines of rounds.jsonl, each written when its round has ended."""
-    participation = Participation()
+    participation = Participation(functions)
     rounds: list[dict[str, Any]] = []
     with path.open("w", encoding="utf-8") as file:
 
@@ -264,25 +279,6 @@ def _fetch_model(operator: Operator, digest: bytes, path: Path) -> str:
     if seen.digest() != digest:
         raise LocalError(Code.WRONG_DIGEST, f"The model in {path} is damaged.", fix="Run it again.")
     return seen.hexdigest()
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "architecture": platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_mb": round(psutil.virtual_memory().total / 1e6),
-        "system": platform.platform(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401

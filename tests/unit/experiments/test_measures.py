@@ -85,5 +85,6 @@ def test_figures_of_known_rounds(rounds: list[dict[str, Any]]) -> None:
 
 def test_nothing_measured_is_none_and_not_zero() -> None:
     figures = run_figures([], parameters=100, idle_rss_mb=[])
-    assert figures.pop("rounds") == figures.pop("dropouts") == 0
+    counts = [figures.pop(name) for name in ("rounds", "dropouts", "bytes_down", "bytes_up")]
+    assert counts == [0, 0, 0, 0]
     assert set(figures.values()) == {None}
