@@ -19,6 +19,7 @@ from fedless.experiments.groups import MAX_CLIENTS, ClientGroup, client_ids, rea
 from fedless.experiments.partition import KINDS, Partition
 from fedless.experiments.variants import Variant
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.secagg.helper import HelperRules
 from fedless.protocol.tables import Table, write_tables
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -80,7 +81,8 @@ class Experiment:
 
     `function` is a folder made by `fedless function build`, signed for the fleet when it starts. `task` is
     the text of the task file as `fedless run start` takes it; `variants` change it. `output` gets one folder for
-    each run. `targets` are test accuracies: when were they reached? `variant` is the name of this run's.
+    each run. `targets` are test accuracies: when were they reached? `helper` has the rules of the helper, where the
+    task has one. `variant` is the name of this run's.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Experiment:
     targets: tuple[float, ...] = ()
     costs: Costs = field(default_factory=Costs)
     anchors: tuple[Anchor, ...] = ()
+    helper: HelperRules = field(default_factory=HelperRules)
     variant: str = ""
 
     @property
@@ -161,6 +164,7 @@ def _task_complaints(experiment: Experiment) -> list[str]:
 
 def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:
     data, partition, costs = root.table("data"), root.optional("partition"), root.optional("cost")
+    helper = root.optional("helper")
     return Experiment(
         name=root.text("name", NAME),
         seeds=seeds,
@@ -172,6 +176,7 @@ def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:
         dropouts=tuple(_dropout(table) for table in root.tables("dropouts", 0, MAX_CLIENTS)),
         task="",
         costs=_costs(costs, base) if costs else Costs(),
+        helper=_helper(helper) if helper else HelperRules(),
         anchors=tuple(_anchor(table) for table in root.tables("anchors", 0, 64)),
     )
 
@@ -201,6 +206,13 @@ def _costs(table: Table, base: Path) -> Costs:
         power=base / power if power else None,
         prices=base / prices if prices else None,
         server=table.text("server", PROFILE, Costs.server),
+    )
+
+
+def _helper(table: Table) -> HelperRules:
+    return HelperRules(
+        minimum=table.integer("minimum", 2, 100_000, HelperRules.minimum),
+        count_functions=table.flag("count_functions", default=HelperRules.count_functions),
     )
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +38,7 @@ from fedless.experiments.peers import SDK_KEYS, Peer
 from fedless.experiments.processes import Child, Children, wait_until
 from fedless.helper.main import ENDPOINT_FILE, found
 from fedless.protocol.identity import Name, Role
+from fedless.protocol.secagg.helper import HelperRules
 from fedless.protocol.tables import write_tables
 
 HOST = "127.0.0.1"
@@ -73,7 +74,7 @@ class LocalFleet:
     """A fleet that runs while the `with` block does: when it is entered, every device is online, every function there.
 
     `connect` makes the operator's client of a fleet's folder; `source` is the name that the function's manifest gives
-    to the data; `helper` asks for a helper of its own; `logs` is where the logs go if not into the folder;
+    to the data; `helper` asks for a helper with these rules; `logs` is where the logs go if not into the folder;
     `environment` is added to every process' own. Entering raises `LocalError` with the reason and the last words of
     the process that failed, after everything is stopped again.
     """
@@ -85,7 +86,7 @@ class LocalFleet:
         connect: Connect,
         *,
         source: str = "default",
-        helper: bool = False,
+        helper: HelperRules | None = None,
         logs: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -158,7 +159,7 @@ class LocalFleet:
     def _start_aggregator(self) -> None:
         now_ms = time.time_ns() // 1_000_000
         authority = found_fleet(self.aggregator_folder, FLEET, HOST, Ports(0, 0, 0), now_ms)
-        tables = CONSENT + (self._start_helper(authority, now_ms) if self._helper else "")
+        tables = CONSENT + (self._start_helper(authority, now_ms, self._helper) if self._helper else "")
         settings = self.aggregator_folder / "aggregator.toml"
         write_private(settings, settings.read_bytes() + tables.encode())
         argv = (*FEDLESS, "aggregator", "serve", "--fleet", str(self.aggregator_folder))
@@ -167,7 +168,7 @@ class LocalFleet:
         ready = self.aggregator_folder / "state" / "endpoints.json"
         wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
 
-    def _start_helper(self, authority: Authority, now_ms: int) -> str:
+    def _start_helper(self, authority: Authority, now_ms: int, rules: HelperRules) -> str:
         """Start a helper that the fleet certified; the aggregator's settings about it."""
         folder = self.folder / "helper"
         found(folder, FLEET, authority.pem)
@@ -175,7 +176,7 @@ class LocalFleet:
         issued = authority.issue(Name(FLEET, Role.HELPER, "main"), request, now_ms, HELPER_DAYS)
         write_private(folder / "cert.pem", issued.chain_pem)
         own = (folder / "helper.toml").read_bytes()
-        listen = write_tables({"listen": {"address": HOST, "port": 0}})
+        listen = write_tables({"listen": {"address": HOST, "port": 0}, "rules": asdict(rules)})
         write_private(folder / "helper.toml", own + listen.encode())
         self.children.start("helper", (*FEDLESS, "helper", "serve", str(folder)), self._environment)
         ready = folder / "state" / ENDPOINT_FILE

@@ -53,8 +53,8 @@ def shown(value: object) -> str:
 
 
 def dollars(usd: float) -> str:
-    """Dollars with three significant digits, however few they are."""
-    return f"{usd:.3g}" if usd >= 1e-4 or usd == 0 else f"{usd * 1e6:.3g}e-6"  # noqa: PLR2004 - ten thousandths
+    """Dollars with three significant digits; below a hundredth of a cent in millionths (µ)."""
+    return number(usd) if usd >= 1e-4 or usd == 0 else f"{number(usd * 1e6)} µ"  # noqa: PLR2004
 
 
 def _groups(cost: Mapping[str, Any]) -> Table:

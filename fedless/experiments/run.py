@@ -92,7 +92,7 @@ def _run_once(
             devices,
             connect,
             source=source,
-            helper=tasks.parse(experiment.task).mode == Mode.HELPER,
+            helper=experiment.helper if tasks.parse(experiment.task).mode == Mode.HELPER else None,
             logs=folder / "logs",
         ) as fleet:
             try:
