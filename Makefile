@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo test test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo demo-mixed test test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
@@ -31,6 +31,10 @@ help: ## show this list
 demo: .venv/.ready ## train the MNIST CNN on ten local devices over mTLS, MQTT and gRPC
 	@deploy/setup/apt.sh mosquitto bubblewrap
 	.venv/bin/fedless experiment run $(EXPERIMENT) $(RUN_ARGS)
+
+demo-mixed: .venv-mixed/.ready .venv-clouds/.locked .venv-clouds-tools/.locked ## six devices and four cloud functions in one masked federation
+	@deploy/setup/apt.sh mosquitto bubblewrap
+	FEDLESS_CLOUDS="$(CURDIR)" .venv-mixed/bin/fedless experiment run examples/mixed/experiment.toml $(RUN_ARGS)
 
 test: $(READY) ## run every test
 	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
@@ -41,7 +45,8 @@ test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtime
 	  tests/contract/test_tflite_runtimes.py
 
 CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
-  tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py
+  tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py \
+  tests/real/test_mixed.py
 
 test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
 	@deploy/setup/apt.sh mosquitto bubblewrap
@@ -106,6 +111,8 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --extra images --extra aws --extra google --extra azure --extra azure-runtime --extra objects \
 	  --extra postgresql --extra privacy --extra tracing --extra tensorboard --extra mlflow --extra dev \
 	  --output-file requirements/test.txt
+	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge --extra aws --extra google \
+	  --output-file requirements/mixed.txt
 	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds.in --output-file requirements/clouds.txt
 	$(LOCK) --constraint requirements/test.txt --extra edge requirements/clouds-knative.in \
 	  --output-file requirements/clouds-knative.txt
@@ -126,10 +133,14 @@ bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmar
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-test .venv-docs .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-mixed .venv-test .venv-docs .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/.locked: requirements/demo.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
+	@touch $@
+
+.venv-mixed/.locked: requirements/mixed.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-mixed $<
 	@touch $@
 
 .venv-test/.locked: requirements/test.txt

@@ -6,6 +6,7 @@ still is `PeerError(AGGREGATOR_UNREACHABLE)`. `patiently` repeats what may be re
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -42,6 +43,9 @@ from fedless.v1 import (
 ERROR_TRAILER = "fedless-error-bin"
 CALL_S = 40.0
 """Time for one short call; a check-in may be held for 25 s."""
+PROXY = "FEDLESS_PROXY"
+"""`http://host:port` of a proxy that takes CONNECT: the only proxy that is asked, since the environment's own ones
+(http_proxy) are for other programs. TLS stays end to end."""
 STALL_S = 60.0
 """A stream without any progress for this long is given up."""
 REPEATED = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY, Code.INTERNAL, Code.WRONG_OFFSET})
@@ -305,6 +309,7 @@ class _Watch:
 
 
 def _options(server_name: str) -> list[tuple[str, str | int]]:
+    proxy = os.environ.get(PROXY, "")
     return [
         ("grpc.ssl_target_name_override", server_name),
         ("grpc.default_authority", server_name),
@@ -312,7 +317,8 @@ def _options(server_name: str) -> list[tuple[str, str | int]]:
         ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
-        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_http_proxy", 1 if proxy else 0),
+        *([("grpc.http_proxy", proxy)] if proxy else []),
     ]
 
 

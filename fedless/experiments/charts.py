@@ -309,7 +309,8 @@ def _labels(
     room = (centres[1] - centres[0]) if len(centres) > 1 else WIDTH
     longest = max(len(name) for name in names) * _TEXT_WIDTH + 8
     step = max(1, math.ceil(longest / room))
-    label = [Text(LEFT - 8, y, axis, "end")] if axis else []
+    room_for_it = centres[0] - len(names[0]) * _TEXT_WIDTH / 2 > LEFT - 6
+    label = [Text(LEFT - 8, y, axis, "end")] if axis and (room_for_it or centres[0] <= LEFT) else []
     return [*label, *(Text(centres[i], y, names[i]) for i in range(0, len(names), step))]
 
 

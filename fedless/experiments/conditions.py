@@ -1,7 +1,7 @@
 """What a group's clients put up with: a slow line (`shaping`) and a slow processor (`pacing`). Called by `fleet`.
 
-The line is a process of the fleet; a client is told of its own by the variable `grpc_proxy`. Slowing is done by threads
-of this process, to the processes that `roots` names by client.
+The line is a process of the fleet; a client is told of its own by the variable `FEDLESS_PROXY`. Slowing is done by
+threads of this process, to the processes that `roots` names by client.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from fedless.experiments.groups import ClientGroup
 from fedless.experiments.pacing import Pacer
 from fedless.experiments.processes import Children, wait_until
-from fedless.experiments.shaping import HOST, PORTS_FILE, PROXY
+from fedless.experiments.shaping import HOST, PORTS_FILE, variables
 
 READY_S = 30.0
 LINES_FILE = "lines.json"
@@ -52,8 +52,7 @@ class Conditions:
 
     def environment(self, client_id: str) -> dict[str, str]:
         """What a client's processes are told of its line."""
-        proxy = self.proxy(client_id)
-        return {PROXY: proxy, "no_grpc_proxy": ""} if proxy else {}
+        return variables(self.proxy(client_id))
 
     def slow(self, exits: ExitStack, roots: Callable[[str], Collection[int]]) -> None:
         """Slow down until `exits` ends; `roots` names a client's processes, now."""

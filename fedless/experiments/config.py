@@ -139,9 +139,10 @@ def _complaints(experiment: Experiment) -> list[str]:
     found = []
     if 0 < experiment.data.examples < experiment.clients:
         found.append(f"data.examples: {experiment.clients} clients need at least one example each")
-    ids = client_ids(experiment.groups)
-    if len({client_id for client_id, _ in ids}) < len(ids):
+    labels = [group.label for group in experiment.groups if group.name or group.functions]
+    if len(set(labels)) < len(labels):
         found.append("clients: two groups have the same name")
+    ids = client_ids(experiment.groups)
     for dropout in experiment.dropouts:
         if dropout.client > experiment.clients:
             found.append(f"dropouts: client must be a number from 1 to {experiment.clients}")

@@ -26,7 +26,7 @@ from typing import Any
 from cloud_adapters.handlers.function import CloudFunction
 from cloud_adapters.handlers.server import Handler as Base
 from edge_runtime.log import say
-from fedless.experiments.shaping import PROXY
+from fedless.experiments.shaping import variables
 from fedless.protocol.cloud import deployment_from_json
 from fedless.protocol.messages import ID
 
@@ -55,8 +55,7 @@ class Settings:
 
 def invocation(deployment: str, body: bytes, limit_ms: float, proxy: str, answer: Connection) -> None:
     """The process of one invocation: its answer goes into the pipe."""
-    if proxy:
-        os.environ[PROXY] = proxy
+    os.environ.update(variables(proxy))
     with tempfile.TemporaryDirectory(prefix="fedless-") as scratch:
         function = CloudFunction(deployment_from_json(deployment), Path(scratch))
         answer.send(function.run(body, limit_ms))

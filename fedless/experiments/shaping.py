@@ -1,7 +1,7 @@
 """Slow lines without root: an HTTP proxy for each client, which delays and paces what goes through it.
 
 Run by `fleet` as a process of its own, `python -m fedless.experiments.shaping FILE`. gRPC goes through the proxy that
-the variable `grpc_proxy` names (CONNECT, RFC 9110 section 9.3.6): TLS stays end to end, and no code of the clients
+the variable `FEDLESS_PROXY` names (CONNECT, RFC 9110 section 9.3.6): TLS stays end to end, and no code of the clients
 changes. What a client sends and receives is held back for `latency_ms` in each direction and paced to its Mbit/s, all
 its connections together. Not shaped: wake-ups over MQTT (some hundred bytes each) and a platform's invocations. Only
 addresses of this machine are connected to.
@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.link import PROXY
 from fedless.experiments.groups import Network
 
 HOST = "127.0.0.1"
-PROXY = "grpc_proxy"
-"""gRPC's own variable, in lower case."""
 PORTS_FILE = "proxies.json"
 CHUNK_BYTES = 16 * 1024
 HEAD_BYTES_MAX = 8 * 1024
@@ -31,6 +30,11 @@ CONNECT_S = 20.0
 _QUEUE = 64
 """Chunks on the way: the line's buffer, so that a fast sender feels the line."""
 _REQUEST = re.compile(rb"CONNECT (127\.0\.0\.1|localhost|\[::1\]):(\d{1,5}) HTTP/1\.[01]\r\n")
+
+
+def variables(proxy: str) -> dict[str, str]:
+    """What makes a client's gRPC go through a proxy, whatever its environment excepts; nothing for no proxy."""
+    return {PROXY: proxy, "no_grpc_proxy": "none.invalid"} if proxy else {}
 
 
 class Pace:

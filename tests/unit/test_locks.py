@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 ROLES = {
     "demo": ("aggregator", "edge"),
+    "mixed": ("aggregator", "edge", "functions", "aws", "google"),
     "test": (
         "aggregator", "edge", "authoring", "parquet", "images", "functions", "aws", "google", "azure",
         "azure-runtime", "objects", "dev",
