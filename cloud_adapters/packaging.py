@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from cloud_adapters import wheels
 from fedless.protocol.cloud import deployment_from_json
 from fedless.protocol.errors import Code, LocalError
 
@@ -25,8 +25,6 @@ LAMBDA_UNZIPPED_MB = 250
 LAMBDA_UPLOAD_MB = 50
 DEPLOYMENT = "fedless-deployment.json"
 ARCHITECTURES = ("x86_64", "aarch64")
-_GLIBC = range(28, 16, -1)
-"""Wheels for glibc 2.28 (Amazon Linux 2023 has 2.34) and older."""
 _CODE = ("fedless/__init__.py", "fedless/protocol", "fedless/v1", "edge_runtime", "cloud_adapters/__init__.py",
          "cloud_adapters/handlers")  # fmt: skip
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyi", "*.in", "tests", "*.a", "*.pxd", "include")
@@ -277,33 +275,10 @@ def _pins(name: str = "requirements.txt") -> Path:
 
 def _wheels(wanted: Wanted, target: Path, further: tuple[str, ...] = ()) -> None:
     """Install the pinned wheels, and a platform's own library, for the platform's tag."""
-    tags = [f"manylinux_2_{minor}_{wanted.architecture}" for minor in _GLIBC]
-    tags += [f"manylinux2014_{wanted.architecture}", "any"]
-    common = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
-        "--only-binary", ":all:", "--target", str(target), "--upgrade", "--python-version", wanted.python,
-        "--implementation", "cp", *(word for tag in tags for word in ("--platform", tag)),
-    ]  # fmt: skip
-    _pip([*common, "--require-hashes", "-r", str(_pins())])
-    if _has_objects(wanted):
-        _pip([*common, "--require-hashes", "-r", str(_pins("objects.txt"))])
-    if further:
-        _pip([*common, *further])
-    for unused in ("bin", "share"):
-        shutil.rmtree(target / unused, ignore_errors=True)
-    for folder in sorted(target.rglob("tests"), reverse=True):
-        if folder.is_dir():
-            shutil.rmtree(folder)
-
-
-def _pip(command: list[str]) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join(done.stderr.split())[-400:]
-        raise LocalError(
-            Code.NOT_INSTALLED, f"pip could not install the function's wheels: {said}",
-            fix="Is pip in this environment, and may this machine reach a package index?",
-        )  # fmt: skip
+    calls = [wheels.pinned(_pins()), *([wheels.pinned(_pins("objects.txt"))] if _has_objects(wanted) else [])]
+    wheels.install(
+        target, wheels.Target(wanted.python, wanted.architecture), *calls, *([further] if further else [])
+    )
 
 
 def _code(wanted: Wanted, target: Path) -> None:

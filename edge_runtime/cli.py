@@ -13,15 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_runtime import board
 from fedless.protocol.errors import Code, FedlessError, LocalError
 
 DEFAULT_STATE = "/var/lib/fedless-edge"
 UNIT = "/etc/systemd/system/fedless-edge.service"
-# The agent and the participant skip `site`: what it would add to the path is handed over, its memory is saved.
-_BOOT = (
-    "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); "
-    "sys.exit(__import__(m, fromlist='m').main())"
-)
 _LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -64,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     invoke.set_defaults(command=_invoke)
 
     _functions_parser(commands, common)
+    board.add_parsers(commands, common)
     service = commands.add_parser("install-service", parents=[common], help="write and enable a systemd unit")
     service.add_argument("--unit", type=Path, default=Path(UNIT), metavar="FILE", help=f"where ({UNIT})")
     service.add_argument("--user", default="fedless", help="who runs it (fedless)")
@@ -159,6 +156,7 @@ def _run(given: argparse.Namespace) -> int:
 
     from edge_runtime.config import FILE, load
     from edge_runtime.keystore import Keystore
+    from edge_runtime.process import own_start
 
     Keystore(given.state).load()
     config = load(given.state / FILE)
@@ -170,8 +168,7 @@ def _run(given: argparse.Namespace) -> int:
     if stays:
         participant = ["edge_runtime.linger", "--keep-s", str(config.warm.keep_s)]
         participant += ["--memory-mb", str(config.warm.memory_mb)]
-    paths = ":".join(path for path in sys.path if path and Path(path).exists())
-    start = [sys.executable, "-I", "-S", "-c", _BOOT, paths]
+    start = own_start()
     state = str(given.state.absolute())
     command = [
         *start,

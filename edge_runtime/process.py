@@ -12,8 +12,10 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from fedless.protocol.errors import Code, LocalError
@@ -22,8 +24,19 @@ FORK, READY = b"fork", b"ready"
 """What is said to a fork server, and by it when its imports are done."""
 STATUS = struct.Struct("=i")
 """How a fork server tells an exit status: as `os.waitstatus_to_exitcode`."""
+# A process of ours skips `site`: what it would add to the path is handed over, its memory is saved.
+_BOOT = (
+    "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); "
+    "sys.exit(__import__(m, fromlist='m').main())"
+)
 _EXIT_S = 2.0
 _SHELL_SIGNAL = 128
+
+
+def own_start() -> list[str]:
+    """What is put before the name of a module of ours, whose `main` a fresh interpreter with this path then runs."""
+    paths = ":".join(path for path in sys.path if path and Path(path).exists())
+    return [sys.executable, "-I", "-S", "-c", _BOOT, paths]
 
 
 class Process(Protocol):

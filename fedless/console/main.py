@@ -43,6 +43,7 @@ COMMANDS = {
     "model": Command("model", "Take trained models out."),
     "function": Command("function", "Build, sign and show functions.", "authoring"),
     "helper": Command("helper", "Run the second party of helper mode.", "helper"),
+    "image": Command("image", "Make images and packages for boards."),
     "experiment": Command("experiment", "Run a whole fleet on this machine."),
 }
 
