@@ -102,19 +102,19 @@ class Machine:
     def root_partition(self) -> str:
         """The name of the root file system's partition in /sys/class/block, or ""."""
         found = self.run(["findmnt", "--noheadings", "--output", "SOURCE", "/"], "")
-        return os.path.basename(found.said) if found.status == 0 else ""  # noqa: PTH119 - a device's name
+        return os.path.basename(found.said.strip()) if found.status == 0 else ""  # noqa: PTH119 - a device's name
 
     def sizes(self, partition: str) -> tuple[str, int, int, int]:
         """Disk name, partition number, bytes of the partition, bytes that it could have. ("", 0, 0, 0): no such."""
-        folder = self.at(f"/sys/class/block/{partition}")
-        number, start, size = (
-            self.read(f"/sys/class/block/{partition}/{n}") for n in ("partition", "start", "size")
-        )
-        disk = folder.resolve().parent.name
-        total = self.read(f"/sys/class/block/{disk}/size")
-        if not (number and start and size and total):
+        folder = self.at(f"/sys/class/block/{partition}").resolve()
+        try:
+            number, start, size, total = (
+                int(path.read_text(encoding="ascii"))
+                for path in (folder / "partition", folder / "start", folder / "size", folder.parent / "size")
+            )
+        except (OSError, ValueError):
             return "", 0, 0, 0
-        return disk, int(number), int(size) * _SECTOR, (int(total) - int(start)) * _SECTOR
+        return folder.parent.name, number, size * _SECTOR, (total - start) * _SECTOR
 
     def free_bytes(self) -> int:
         """Of the root file system, for whoever is not root."""

@@ -129,7 +129,10 @@ def build(architecture: str, out: Path, cache: Path, epoch: int, observe: Callab
         _control(tree / "DEBIAN", tree, architecture, size)
         runtime.settle(tree, epoch)
         observe(f"packing {size >> 20} MB ...")
-        run(["dpkg-deb", "--root-owner-group", "-Zxz", "-z6", "--build", str(tree), str(target)], epoch=epoch)
+        run(
+            ["dpkg-deb", "--root-owner-group", "-Zzstd", "-z10", "--build", str(tree), str(target)],
+            epoch=epoch,
+        )
     return Package(target, target.stat().st_size, size)
 
 

@@ -169,7 +169,12 @@ def ext4(root: Path, image: Path, uuid: str, epoch: int) -> None:
     told = run(["dumpe2fs", str(image)])
     total = int(_COUNT.findall(told)[0])
     used_inodes = sorted(set(range(1, total + 1)) - _ranges(_FREE.findall(told), total))
-    script = "".join(f"set_inode_field <{inode}> ctime @{epoch}\n" for inode in used_inodes)
+    # Reading a folder changes its time of access, and nothing can set a time of change.
+    script = "".join(
+        f"set_inode_field <{inode}> {field} @{epoch}\n"
+        for inode in used_inodes
+        for field in ("atime", "ctime")
+    )
     run(["debugfs", "-w", "-f", "/dev/stdin", str(image)], given=script, epoch=epoch)
 
 

@@ -90,13 +90,21 @@ def walk(tree: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def kept(architecture: str, cache: Path) -> Path:
+    """The folder of `cache` with the unpacked wheels of the present pins."""
+    text = lock().read_bytes() + repr(_target(architecture)).encode()
+    return cache / f"wheels-{architecture}-{hashlib.sha256(text).hexdigest()[:16]}"
+
+
 def _wheels(architecture: str, cache: Path) -> Path:
-    target = wheels.Target(PYTHON, architecture, GLIBC)
-    digest = hashlib.sha256(lock().read_bytes() + repr(target).encode()).hexdigest()[:16]
-    folder = cache / f"wheels-{architecture}-{digest}"
+    folder = kept(architecture, cache)
     if not folder.is_dir():
         building = folder.with_suffix(".new")
         shutil.rmtree(building, ignore_errors=True)
-        wheels.install(building, target, wheels.pinned(lock()))
+        wheels.install(building, _target(architecture), wheels.pinned(lock()))
         building.rename(folder)
     return folder
+
+
+def _target(architecture: str) -> wheels.Target:
+    return wheels.Target(PYTHON, architecture, GLIBC)
