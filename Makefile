@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo demo-mixed test test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo demo-mixed deb test test-image test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
@@ -37,7 +37,7 @@ demo-mixed: .venv-mixed/.ready .venv-clouds/.locked .venv-clouds-tools/.locked #
 	FEDLESS_CLOUDS="$(CURDIR)" .venv-mixed/bin/fedless experiment run examples/mixed/experiment.toml $(RUN_ARGS)
 
 test: $(READY) ## run every test
-	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
+	@deploy/setup/apt.sh mosquitto bubblewrap postgresql mtools dosfstools fdisk
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
 
 test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtimes on tflite-runtime 2.14 as well
@@ -55,6 +55,13 @@ test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-cl
 test-proxy: $(READY) ## run the tests behind a real haproxy
 	@deploy/setup/apt.sh mosquitto haproxy
 	$(PY) -m pytest $(PYTEST_ARGS) tests/real/test_proxy.py
+
+test-image: $(READY) ## boot a Raspberry Pi image in an emulator: join, train, lose power, deliver (long)
+	@deploy/setup/apt.sh mosquitto mmdebstrap arch-test qemu-user-static qemu-system-arm mtools dosfstools fdisk xz-utils
+	FEDLESS_IMAGE_TEST="$(CURDIR)/build/image" $(PY) -m pytest $(PYTEST_ARGS) tests/real/test_image_boot.py
+
+deb: $(READY) ## make the Debian package of the device, for arm64 and amd64
+	$(TOOLS)/fedless image deb --out dist
 
 check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs and vectors regenerate to the same bytes
 	$(TOOLS)/ruff check .
@@ -123,6 +130,10 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --output-file cloud_adapters/handlers/objects.txt
 	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge requirements/docs.in \
 	  --output-file requirements/docs.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.13 --generate-hashes \
+	  --python-platform aarch64-unknown-linux-gnu --no-emit-index-url --no-annotate $(UPGRADE) --extra edge \
+	  --constraint requirements/constraints.txt --constraint requirements/test.txt pyproject.toml \
+	  --output-file fedless/image/requirements.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
