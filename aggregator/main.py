@@ -38,6 +38,7 @@ from aggregator.invoke import Wakers
 from aggregator.link import HelperLink, SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
+from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.runs import News, Runs
 from aggregator.service import (
@@ -128,6 +129,7 @@ class Core:
     coordinator: Coordinator
     masks: Masks
     runs: Runs
+    orders: Orders
 
 
 class Outside(TypedDict):
@@ -167,18 +169,20 @@ async def running(
         core = _open_core(settings, database, registrar, waker, ticket_key, party)
         exits.push_async_callback(core.masks.epochs.close)
         exits.push_async_callback(core.runs.close)
+        exits.push_async_callback(core.orders.close)
 
         stall_s = settings.limits.progress_timeout_s
         for service in (
-            FleetService(registrar, database, core.blobs, clock),
+            FleetService(registrar, database, core.blobs, core.orders, clock),
             RoundsService(registrar.callers, core.coordinator, core.masks, clock, stall_s),
-            OperatorService(registrar, database, core.blobs, core.runs, clock, stall_s),
+            OperatorService(registrar, database, core.blobs, core.runs, core.orders, clock, stall_s),
         ):
             service.add_to(doors.fleet_server)
         for server in (doors.enrollment_server, doors.fleet_server):
             await server.start()
             exits.push_async_callback(server.stop, settings.limits.stop_timeout_s)
         await core.runs.resume_all()
+        await core.orders.resume()
         _write_endpoints(settings, doors)
         yield doors.endpoints
 
@@ -223,7 +227,8 @@ def _open_core(
         database, blobs, coordinator, tickets, registrar, evaluator,
         random=os.urandom, masked=modes, **outside,
     )  # fmt: skip
-    return Core(blobs, coordinator, Masks(database, epochs, pairwise), Runs(means, spool, news))
+    orders = Orders(database, blobs, tickets, lambda: publishers, clock, os.urandom)
+    return Core(blobs, coordinator, Masks(database, epochs, pairwise), Runs(means, spool, news), orders)
 
 
 async def _open_doors(

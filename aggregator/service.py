@@ -22,7 +22,8 @@ from aggregator.coordinator import Coordinator
 from aggregator.enrollment import Registrar
 from aggregator.front import FailedClaims
 from aggregator.interfaces import Clock
-from aggregator.service_guard import CLIENTS, Context, Guarded, guarded, guarded_stream, refuse
+from aggregator.orders import Orders
+from aggregator.service_guard import CLIENTS, DEVICES, Context, Guarded, guarded, guarded_stream, refuse
 from aggregator.service_masked import MaskedMethods, Masks
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
@@ -87,11 +88,14 @@ class EnrollmentService(enrollment_pb2_grpc.EnrollmentServicer):
 class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
     """What enrolled clients may always call."""
 
-    def __init__(self, registrar: Registrar, database: Database, blobs: Blobs, clock: Clock) -> None:
+    def __init__(
+        self, registrar: Registrar, database: Database, blobs: Blobs, orders: Orders, clock: Clock
+    ) -> None:
         super().__init__(registrar.callers, clock)
         self._registrar = registrar
         self._database = database
         self._blobs = blobs
+        self._orders = orders
 
     def add_to(self, server: Server) -> None:
         """Registers the service."""
@@ -113,6 +117,8 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
     async def ReportStatus(self, request: fleet_pb2.DeviceStatus, caller: Caller) -> fleet_pb2.StatusReply:  # noqa: N802
         """See fleet.proto."""
         profile, now_ms = asdict(wire.status_from_pb(request)), self.clock()
+        for function in profile["functions"]:  # JSON has no bytes
+            function["digest"] = function["digest"].hex()
         await self._database.run(lambda c: store.set_profile(c, caller.name.id, profile, now_ms))
         return fleet_pb2.StatusReply(now_ms=now_ms)
 
@@ -127,6 +133,18 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
         async for data in self._blobs.read(request.digest, request.offset, CHUNK_BYTES):
             yield fleet_pb2.BlobChunk(data=data, total_bytes=total)
             total = 0  # in the first chunk only
+
+    @guarded(DEVICES)
+    async def GetOrder(self, request: fleet_pb2.OrderQuery, caller: Caller) -> fleet_pb2.OrderReply:  # noqa: N802
+        """See fleet.proto."""
+        order, deadline_at_ms = await self._orders.ask(caller.name.id, request.order_id, request.nonce)
+        return fleet_pb2.OrderReply(order=order, deadline_at_ms=deadline_at_ms, now_ms=self.clock())
+
+    @guarded(DEVICES)
+    async def PutOrderResult(self, request: fleet_pb2.OrderResult, caller: Caller) -> fleet_pb2.OrderReceipt:  # noqa: N802
+        """See fleet.proto."""
+        await self._orders.settle(caller.name.id, wire.order_result_from_pb(request))
+        return fleet_pb2.OrderReceipt(now_ms=self.clock())
 
 
 class RoundsService(MaskedMethods, rounds_pb2_grpc.RoundsServicer):

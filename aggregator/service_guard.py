@@ -27,6 +27,7 @@ ERROR_TRAILER = "fedless-error-bin"
 OWN_TROUBLE_RETRY_MS = 10_000
 OPERATORS = frozenset({Role.OPERATOR})
 CLIENTS = CLIENT_ROLES
+DEVICES = frozenset({Role.DEVICE})
 Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger("service")
 

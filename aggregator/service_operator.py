@@ -15,10 +15,12 @@ from aggregator.authority import Caller
 from aggregator.blobs import Blobs
 from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
+from aggregator.orders import Orders
 from aggregator.planning import Package, assumed, plan_to_json
 from aggregator.runs import Runs
 from aggregator.service import chunk_data, with_timeout
-from aggregator.service_guard import OPERATORS, Guarded, guarded, guarded_stream
+from aggregator.service_guard import OPERATORS, guarded, guarded_stream
+from aggregator.service_orders import OrderMethods
 from aggregator.store import fleet as store
 from aggregator.store import history
 from aggregator.store.engine import Database
@@ -35,7 +37,7 @@ MB = 1e6
 KIB = 1024
 
 
-class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
+class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
     """Claims, clients, blobs and runs; see operator.proto for each method."""
 
     def __init__(
@@ -44,12 +46,12 @@ class OperatorService(Guarded, operator_pb2_grpc.OperatorServicer):
         database: Database,
         blobs: Blobs,
         runs: Runs,
+        orders: Orders,
         clock: Clock,
         progress_timeout_s: float,
     ) -> None:
-        super().__init__(registrar.callers, clock)
+        super().__init__(registrar.callers, database, orders, clock)
         self._registrar = registrar
-        self._database = database
         self._blobs = blobs
         self._runs = runs
         self._progress_timeout_s = progress_timeout_s

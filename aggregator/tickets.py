@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aggregator.interfaces import Clock, Random, Receipt, Sleep, TicketSigner, Waker
 from aggregator.members import Terms
@@ -44,8 +44,8 @@ class Tickets:
         self._database = database
         self._waker = waker
         self._sign = sign
-        self._fleet = fleet
-        self._endpoints = tuple(endpoints)
+        self.fleet = fleet
+        self.endpoints = tuple(endpoints)
         self._clock = clock
         self._random = random
         self._sleep = sleep
@@ -57,15 +57,20 @@ class Tickets:
 
     async def wake(self, terms: Terms, client_id: str, nonce: bytes) -> None:
         """Sends a client its ticket, again and again until it is delivered or the deadline has passed."""
-        signed = await self._ticket(terms, client_id, nonce)
+        ticket = await self._ticket(terms, client_id, nonce)
+        await self.send(ticket, lambda reason: self._note_failure(terms, client_id, reason))
+
+    async def send(self, ticket: Ticket, failed: Callable[[str], Awaitable[None]]) -> None:
+        """Signs a ticket and sends it until it is delivered or past its end; `failed` hears the first trouble."""
+        signed = wire.signed_ticket_to_bytes(self._sign(wire.ticket_to_bytes(ticket)))
         pause, failures = RETRY_MS, 0
-        while self._clock() < terms.deadline_at_ms:
-            receipt = await self._try(client_id, signed, terms.deadline_at_ms)
+        while self._clock() < ticket.not_after_ms:
+            receipt = await self._try(ticket.client_id, signed, ticket.not_after_ms)
             if receipt.delivered:
                 return
             failures += 1
             if failures == 1:
-                await self._note_failure(terms, client_id, receipt.detail)
+                await failed(receipt.detail)
             await self._sleep(pause)
             pause = min(2 * pause, RETRY_MS_MAX)
 
@@ -77,7 +82,7 @@ class Tickets:
     async def announce(self, run_id: str, model: ModelRecord) -> None:
         """Tells everybody of the run's newest model; a broker that is away costs nothing but the news."""
         news = {
-            "fleet": self._fleet,
+            "fleet": self.fleet,
             "run_id": run_id,
             "model_version": model.version,
             "model_digest": model.digest.hex(),
@@ -113,12 +118,12 @@ class Tickets:
             )
         )
 
-    async def _ticket(self, terms: Terms, client_id: str, nonce: bytes) -> bytes:
+    async def _ticket(self, terms: Terms, client_id: str, nonce: bytes) -> Ticket:
         run, model = await self._database.run(
             lambda c: (runs.load(c, terms.run_id), runs.model(c, terms.run_id, terms.model_version))
         )
-        ticket = Ticket(
-            fleet=self._fleet,
+        return Ticket(
+            fleet=self.fleet,
             client_id=client_id,
             task_digest=hashlib.sha256(run.task).digest(),
             run_id=terms.run_id,
@@ -127,9 +132,8 @@ class Tickets:
             bundle_digest=run.bundle_digest,
             model_version=terms.model_version,
             model_digest=model.digest,
-            endpoints=self._endpoints,
+            endpoints=self.endpoints,
             not_after_ms=terms.deadline_at_ms,
             nonce=nonce,
             control_digest=model.control(terms.kind),
         )
-        return wire.signed_ticket_to_bytes(self._sign(wire.ticket_to_bytes(ticket)))

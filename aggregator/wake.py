@@ -35,6 +35,8 @@ RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 IN_FLIGHT_MAX = 256
 PENDING_MAX = 10_000
 STATUS_BYTES_MAX = 256
+NO_SESSION = "It has no session at the broker: it has not connected yet, or not for a week."
+_NOBODY_LISTENS = 0x10  # MQTT 5, 3.4.2.1: taken, but there is no subscriber
 _log = structlog.get_logger("wake")
 
 Presence = Callable[[str, bool], None]
@@ -107,7 +109,7 @@ class MqttWaker:
     async def announce(self, signed: bytes) -> None:
         """Publishes the newest model's announcement, kept by the broker for those who come later."""
         receipt = await self._publish("announce", signed, None, retain=True)
-        if not receipt.delivered:
+        if not receipt.delivered and receipt.detail != NO_SESSION:
             _log.warning("announcement_lost", detail=receipt.detail)
 
     async def _publish(
@@ -185,7 +187,8 @@ class MqttWaker:
     def _on_publish(
         self, _client: mqtt.Client, _user: object, mid: int, reason: ReasonCode, _more: object
     ) -> None:
-        self._in_loop(self._acknowledged, mid, str(reason) if reason.is_failure else "")
+        refusal = str(reason) if reason.is_failure else ""
+        self._in_loop(self._acknowledged, mid, NO_SESSION if reason.value == _NOBODY_LISTENS else refusal)
 
     def _on_message(self, _client: mqtt.Client, _user: object, message: mqtt.MQTTMessage) -> None:
         client_id = message.topic.rpartition("/")[2]

@@ -141,6 +141,11 @@ class EdgeConfig:
             return {} if manifest.model is None else {DEFAULT_SOURCE: self.source(())}
         return {name: self.source((name,)) for name in manifest.data_mounts}
 
+    def memory_mb(self, manifest: Manifest) -> int:
+        """What one instance of a function may take here, MB: what it asks for, or what this device gives at most."""
+        most = self.limits.memory_mb
+        return min(most, manifest.memory_mb) if most else manifest.memory_mb
+
 
 def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     """The settings in the file, or the defaults if there is no file. Raises `LocalError(CONFIG_INVALID)`."""

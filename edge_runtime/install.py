@@ -6,7 +6,6 @@ signature, the paths, the runtime, and that no older version takes the place of 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from edge_runtime import bundle
@@ -27,13 +26,7 @@ def install(state: Path, data: bytes) -> Installed:
         manifest, _ = bundle.verify(data, digest, publishers)
         newest = functions.newest_seen(manifest.name)
         unpacked = bundle.unpack(data, digest, publishers, state / FOLDER, newest)
-        space = Starts(state, functions).space(unpacked, load(state / FILE))
-        found = Installed(
-            digest, manifest.name, manifest.version, manifest.entry,
-            proved=False, failures=0, given_up=False, space=space, model="",
-        )  # fmt: skip
-        for gone in functions.install(found, unix_ms()):
-            shutil.rmtree(functions.folder(gone), ignore_errors=True)
-        return found
+        starts = Starts(state, functions)
+        return starts.install(unpacked, starts.space(unpacked, load(state / FILE)), "", unix_ms())
     finally:
         functions.close()

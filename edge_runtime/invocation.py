@@ -197,10 +197,11 @@ class Invocation:
             control = None
             if task.rule.control and ticket.control_digest:
                 control = pool.submit(self._blob, ticket.control_digest, size, keep)
-            unpacked = self._function(ticket.bundle_digest, keep)
+            unpacked = self.function(ticket.bundle_digest, keep)
             return unpacked, model.result(), control.result() if control else None
 
-    def _function(self, digest: bytes, keep: frozenset[bytes]) -> bundle.Unpacked:
+    def function(self, digest: bytes, keep: frozenset[bytes]) -> bundle.Unpacked:
+        """A bundle, verified and unpacked; asked for if it is not here. Raises BUNDLE_*, UNKNOWN_BLOB, DISK_FULL."""
         unpacked = bundle.find(self.functions, digest.hex())
         if unpacked is None:
             data = self._blob(digest, MAX_BUNDLE_BYTES, keep).read_bytes()
@@ -240,8 +241,7 @@ class Invocation:
         if self.controls is not None and task.rule.control:
             own = self.controls.own(ticket.run_id, task.parameters)
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
-        limit_mb = self.config.limits.memory_mb
-        memory_mb = min(limit_mb, manifest.memory_mb) if limit_mb else manifest.memory_mb
+        memory_mb = self.config.memory_mb(manifest)
         return Job(
             kind=JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE,
             function_dir=str(unpacked.directory.absolute()),

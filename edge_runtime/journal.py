@@ -39,6 +39,11 @@ CREATE TABLE functions (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT
 CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE masks (only INTEGER PRIMARY KEY CHECK (only = 1), state BLOB NOT NULL, mark BLOB NOT NULL);
 """
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS answers (
+    nonce BLOB PRIMARY KEY, result TEXT NOT NULL, until_ms INTEGER NOT NULL, stored_at_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
 REPORTED = "reported"
 
 
@@ -58,6 +63,15 @@ class StoredReport:
     nonce: bytes
     header: ReportHeader
     file: str
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """What came of an order, as JSON (`orders`)."""
+
+    nonce: bytes
+    result: str
     until_ms: int
 
 
@@ -114,7 +128,8 @@ class Journal:
         """Accepted tickets without an outcome or a stored report, oldest first."""
         rows = self._read(
             "SELECT nonce, ticket, attempts FROM rounds WHERE outcome IS NULL"
-            " AND nonce NOT IN (SELECT nonce FROM outbox) ORDER BY received_at_ms, round_id"
+            " AND nonce NOT IN (SELECT nonce FROM outbox UNION SELECT nonce FROM answers)"
+            " ORDER BY received_at_ms, round_id"
         )
         return [OpenRound(*row) for row in rows]
 
@@ -131,7 +146,8 @@ class Journal:
         """
         with self._change() as db:
             row = db.execute("SELECT file FROM outbox WHERE nonce = ?", (nonce,)).fetchone()
-            db.execute("DELETE FROM outbox WHERE nonce = ?", (nonce,))
+            for table in ("outbox", "answers"):
+                db.execute(f"DELETE FROM {table} WHERE nonce = ?", (nonce,))  # noqa: S608 - the two names above
             ended = db.execute(
                 "UPDATE rounds SET outcome = ?, ended_at_ms = ? WHERE nonce = ? AND outcome IS NULL"
                 " RETURNING round_id",
@@ -198,8 +214,20 @@ class Journal:
         return [StoredReport(nonce, _header(text), file, until) for nonce, text, file, until in rows]
 
     def outbox_bytes(self) -> int:
-        """Payload bytes of all of them."""
-        return int(self._read("SELECT COALESCE(SUM(bytes), 0) FROM outbox")[0][0])
+        """Payload bytes of all of them, and of the answers."""
+        reports = self._read("SELECT COALESCE(SUM(bytes), 0) FROM outbox")[0][0]
+        answers = self._read("SELECT COALESCE(SUM(LENGTH(CAST(result AS BLOB))), 0) FROM answers")[0][0]
+        return int(reports + answers)
+
+    def store_answer(self, nonce: bytes, result: str, until_ms: int, now_ms: int) -> None:
+        """An order was carried out: from now on only this result (JSON) is sent for it."""
+        with self._change() as db:
+            db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", (nonce, result, until_ms, now_ms))
+
+    def answers(self) -> list[StoredAnswer]:
+        """Results of orders that are not delivered, oldest first."""
+        rows = self._read("SELECT nonce, result, until_ms FROM answers ORDER BY stored_at_ms")
+        return [StoredAnswer(*row) for row in rows]
 
     # -- secure aggregation
 
@@ -291,7 +319,9 @@ class Journal:
             self._path.chmod(0o600)
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not read_only:
-            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+            db.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} {_LATER_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
+            )
         elif version == 0:
             raise LocalError(Code.STATE_MISSING, f"{self._path} is being made.")
         elif version != SCHEMA:
@@ -300,6 +330,8 @@ class Journal:
                 f"{self._path} has layout {version}; this program knows {SCHEMA}.",
                 fix="Update fedless on this device.",
             )
+        if not read_only:
+            db.execute(_LATER_TABLES)
 
     def _count(self, name: str, detail: str, round_id: int, now_ms: int) -> None:
         self._db.execute(

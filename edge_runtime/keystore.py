@@ -9,6 +9,7 @@ X.509 is imported where it is used: a participant that only loads its identity d
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import ssl
@@ -66,6 +67,12 @@ class Identity:
     def authority_der(self) -> bytes:
         """The fleet's authority."""
         return _first_der(self.authority_pem)
+
+    @property
+    def trusts(self) -> tuple[str, ...]:
+        """Whom this device trusts, as the aggregator is told: key ids, and the authority's digest, 32 hex digits."""
+        authority = hashlib.sha256(self.authority_der).hexdigest()[:32]
+        return (authority, *(key.key_id.hex() for key in (*self.ticket_keys, *self.publisher_keys)))
 
     @property
     def publishers(self) -> dict[bytes, bytes]:

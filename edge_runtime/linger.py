@@ -19,16 +19,8 @@ from pathlib import Path
 
 from edge_runtime.alone import alone
 from edge_runtime.log import say
-from edge_runtime.participant import (
-    BUSY_EXIT,
-    WAKE_BYTES_MAX,
-    Participant,
-    WakeUp,
-    log_step,
-    open_starts,
-    stop,
-    write_line,
-)
+from edge_runtime.participant import WAKE_BYTES_MAX, Participant, WakeUp, open_starts
+from edge_runtime.reply import BUSY_EXIT, log_step, stop, write_line
 from fedless.protocol.errors import Code, FedlessError
 
 _HEAD_MAX = 128

@@ -27,6 +27,7 @@ from fedless.protocol.messages import (
     InvocationMetrics,
     NotNow,
     Offer,
+    OrderResult,
     PolicyMessage,
     ReportHeader,
     SigningKey,
@@ -170,6 +171,15 @@ class Link:
     def report_status(self, status: DeviceStatus) -> int:
         """Tell the device's profile; the aggregator's clock, Unix ms."""
         return int(_unary(self._fleet.ReportStatus, wire.status_to_pb(status)).now_ms)
+
+    def get_order(self, order_id: int, nonce: bytes) -> tuple[bytes, int, int]:
+        """What a ticket of kind INVOKE asks for: its bytes, its deadline and the aggregator's clock, Unix ms."""
+        query = fleet_pb2.OrderQuery(order_id=order_id, nonce=nonce)
+        return wire.order_reply_from_pb(_unary(self._fleet.GetOrder, query))
+
+    def put_order_result(self, result: OrderResult) -> None:
+        """What came of an order."""
+        _unary(self._fleet.PutOrderResult, wire.order_result_to_pb(result))
 
     # -- masked rounds: messages in the bytes of their codec; b"" means "not yet there"
 

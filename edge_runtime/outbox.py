@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edge_runtime.disk import write_whole
 from edge_runtime.journal import REPORTED, Journal, StoredReport
 from edge_runtime.link import Link, may_pass, patiently
+from edge_runtime.log import say
 from fedless.protocol.errors import Code, FedlessError, LocalError
 from fedless.protocol.messages import CHUNK_BYTES, ReportHeader, Ticket
 
 LATE_MS = 7 * 24 * 3_600_000
 """An unreachable aggregator is asked about a late report for this long after its deadline; then it is dropped."""
+
+_REST_S = 2.0
 
 
 class Outbox:
@@ -74,6 +77,19 @@ class Outbox:
                 return "", error.detail
             return Code.ROUND_CLOSED.value, "Nobody took the report for a week after its deadline."
         return REPORTED, ""
+
+    def deliver_rest(
+        self, link: Link, now_ms: int, end: Callable[[bytes, int, str, str], None]
+    ) -> StoredReport | None:
+        """Offer those of earlier; `end` hears nonce, round, outcome and why. The first that has to stay."""
+        for report in self._journal.reports():
+            outcome, detail = self.deliver(link, report, now_ms, _REST_S)
+            round_id, said = report.header.round_id, outcome or "later"
+            say("participant", "report_offered", round=round_id, outcome=said, why=detail)
+            if not outcome:
+                return report
+            end(report.nonce, round_id, outcome, detail)
+        return None
 
     def end(self, nonce: bytes, outcome: str, detail: str, now_ms: int) -> None:
         """Write the outcome, then remove the file."""

@@ -11,20 +11,20 @@ as soon as a ticket is verified, and gRPC is imported while the instance imports
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from edge_runtime.alone import alone
 from edge_runtime.clock import not_before
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
+from edge_runtime.reply import BUSY_EXIT, log_step, stop, write_line
 from fedless.protocol.errors import Code, FedlessError, PeerError
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
 WAKE_BYTES_MAX = 4096
 ATTEMPTS_MAX = 5
-BUSY_EXIT = 75
 _LATER = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY})
 _RETRY_MS = 5_000
-RUNS = frozenset({1, 2})  # `Kind.TRAIN` and `Kind.EVALUATE`, before that module is imported
+RUNS, INVOKE = frozenset({1, 2}), 5  # kinds TRAIN and EVALUATE, and INVOKE, before that module is imported
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Participant:
         self.journal = Journal.open(self.state / JOURNAL)
         self.starts = self.kept or open_starts(self.state)
         try:
-            if not self.wake.data and not self.journal.open_rounds() and not self.journal.reports():
+            if not self.wake.data and not self._unfinished():
                 return
             self._load()
             if self.wake.data:
@@ -98,6 +97,11 @@ class Participant:
             self.journal.close()
         if self.retry_ms:
             self.answer(f"retry {self.retry_ms}")
+
+    def _unfinished(self) -> bool:
+        """Whether rounds are open, or reports or answers wait for their delivery."""
+        journal = self.journal
+        return bool(journal.open_rounds() or journal.reports() or journal.answers())
 
     def now_ms(self) -> int:
         """The device's clock, but never before this program was built or the aggregator was last heard."""
@@ -120,7 +124,6 @@ class Participant:
             ticket = wire.ticket_from_bytes(content)
             round_id = ticket.round_id
             signed.judge_ticket(ticket, self.identity.fleet, self.identity.client_id, self.now_ms())
-            _check_kind(ticket)
         except PeerError as error:
             detail = _with_clock_hint(error)
             self.journal.refuse(error.code, detail, round_id, self.now_ms())
@@ -138,7 +141,7 @@ class Participant:
         self._instance_at = time.monotonic() * 1000
         if open_rounds:
             self._start_early(open_rounds[0])  # before gRPC is imported below
-        if not open_rounds and not self.journal.reports():
+        if not self._unfinished():
             return
         from edge_runtime.config import FILE, load
         from edge_runtime.controls import Controls
@@ -159,7 +162,7 @@ class Participant:
         from fedless.protocol import wire
 
         ticket = wire.ticket_from_bytes(open_round.ticket)
-        if ticket.kind in RUNS:
+        if ticket.kind in RUNS | {INVOKE}:
             self.starts.early(ticket.bundle_digest.hex())
 
     def _round(self, open_round: OpenRound) -> None:
@@ -188,7 +191,7 @@ class Participant:
                 outcome=said,
                 why=detail,
             )
-            if outcome and ticket.kind in RUNS:
+            if outcome and ticket.kind in RUNS | {INVOKE}:
                 self._tell(link, ticket, timings, outcome)
             self._unmask(ticket)
 
@@ -200,6 +203,8 @@ class Participant:
             invocation = self._invocation(link)
             if ticket.kind in RUNS:
                 return self._report(ticket, invocation, timings)
+            if ticket.kind == INVOKE:
+                return self._order(ticket, invocation, timings)
             invocation.help(ticket)
             return REPORTED, ""
         except FedlessError as error:
@@ -237,6 +242,17 @@ class Participant:
         self._asked = invocation if outcome == REPORTED and finished.awaits_unmasking else None
         return outcome, detail
 
+    def _order(self, ticket: Ticket, invocation: Invocation, timings: Timings) -> tuple[str, str]:
+        """Carry an order out, store the answer, deliver it; the outcome and why, as `_outcome`."""
+        from edge_runtime.orders import Orders
+
+        outcome, detail = Orders(invocation, self.journal, self.starts, self._renew).carry_out(
+            ticket, timings
+        )
+        if not outcome:
+            self._again(_RETRY_MS)
+        return outcome, detail
+
     def _unmask(self, ticket: Ticket) -> None:
         """A reporter waits a little for the unmask request; if it does not come, a wake-up will bring it."""
         if self._asked is None:
@@ -266,19 +282,16 @@ class Participant:
 
     def _deliver_rest(self) -> None:
         """Reports that were left here earlier, by an aggregator that was away or by a power cut."""
-        reports = self.journal.reports()
-        if not reports:
+        if not self.journal.reports() and not self.journal.answers():
             return
         with self._link(()) as link:
-            for report in reports:
-                outcome, detail = self.outbox.deliver(link, report, self.now_ms(), 2.0)
-                said = outcome or "later"
-                say("participant", "report_offered", round=report.header.round_id, outcome=said, why=detail)
-                if not outcome:
-                    if report.until_ms > self.now_ms():
-                        self._again(_RETRY_MS)
-                    return
-                self._end(report.nonce, report.header.round_id, outcome, detail)
+            if self.journal.answers():
+                from edge_runtime.orders import deliver_rest
+
+                deliver_rest(link, self.journal, self.now_ms(), self._again, _RETRY_MS)
+            left = self.outbox.deliver_rest(link, self.now_ms(), self._end)
+            if left is not None and left.until_ms > self.now_ms():
+                self._again(_RETRY_MS)
 
     def _end(self, nonce: bytes, round_id: int, outcome: str, detail: str) -> None:
         """Write an outcome; first what hangs on whether the report is counted."""
@@ -291,21 +304,29 @@ class Participant:
         from edge_runtime import telling
 
         timings.lap("total", timings.received)
-        verdict, rss_mb = self.verdict, self.wake.agent_rss_mb
+        verdict, rss_mb, functions = self.verdict, self.wake.agent_rss_mb, self.starts.functions
         ended = telling.Ended(ticket, timings, outcome, verdict, rss_mb)
-        telling.record(self.starts.functions, ended, link.bytes_down + link.bytes_up)
-        telling.tell(link, self.state, self.journal, ended)
+        here = telling.Here(self.state, self.journal, functions, self.identity)
+        if ticket.kind in RUNS:
+            telling.record(functions, ended, link.bytes_down + link.bytes_up)
+            telling.tell(link, here, ended)
+        else:
+            telling.tell_status(link, here, verdict, rss_mb)
         if self.identity.renewal_due(self.now_ms()):
-            self._renew(link)
+            self._renew_in_time(link)
 
     def _renew(self, link: Link) -> None:
-        """A new certificate long before the old one ends; if it fails now, the next round tries again."""
+        """A new certificate, and what the fleet tells with it. Raises `FedlessError`, changing nothing."""
         from edge_runtime.keystore import Keystore
         from edge_runtime.renew import renew
 
+        self.identity = renew(link, Keystore(self.state), self.identity)
+        say("participant", "certificate_renewed", until_ms=self.identity.not_after_ms)
+
+    def _renew_in_time(self, link: Link) -> None:
+        """A new certificate long before the old one ends; if it fails now, the next round tries again."""
         try:
-            self.identity = renew(link, Keystore(self.state), self.identity)
-            say("participant", "certificate_renewed", until_ms=self.identity.not_after_ms)
+            self._renew(link)
         except FedlessError as error:
             self.journal.refuse(error.code, error.detail, 0, self.now_ms())
             say("participant", "certificate_not_renewed", code=error.code.value, why=error.detail)
@@ -321,13 +342,6 @@ class Participant:
         self.retry_ms = min(self.retry_ms or after_ms, after_ms)
 
 
-def _check_kind(ticket: Ticket) -> None:
-    from fedless.protocol.messages import Kind
-
-    if ticket.kind is Kind.INVOKE:
-        raise PeerError(Code.TICKET_NOT_ALLOWED, "Functions are invoked on the device only, not from afar.")
-
-
 def _with_clock_hint(error: PeerError) -> str:
     """An expired ticket is seldom a day late: then the clock is the likelier trouble."""
     if error.code is not Code.TICKET_EXPIRED:
@@ -341,19 +355,6 @@ def open_starts(state: Path) -> Starts:
     from edge_runtime.starts import Starts
 
     return Starts(state, Functions(state))
-
-
-def log_step(step: str, round_id: int) -> None:
-    """One line for a step."""
-    say("participant", step, round=round_id)
-
-
-def write_line(line: str) -> None:
-    """One line to the agent; if it is gone, the work goes on."""
-    try:
-        os.write(1, f"{line}\n".encode())
-    except OSError:
-        return
 
 
 def serve(state: Path, wake: WakeUp, observe: Callable[[str, int], None] = log_step) -> int:
@@ -383,12 +384,6 @@ def _options(arguments: list[str]) -> Mapping[str, str]:
     if len(names) != len(values) or "--state" not in names or not all(n.startswith("--") for n in names):
         raise SystemExit(__doc__)
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
-
-
-def stop(number: int, frame: object) -> NoReturn:
-    """SIGTERM: leave every `with` block, so that the instance ends too; the round stays open."""
-    del frame
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

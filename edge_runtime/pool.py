@@ -7,27 +7,20 @@ module starts and stops servers, waits, and writes down how versions do. Nothing
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_runtime import bundle, lifecycle
+from edge_runtime import calls, lifecycle
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
-from edge_runtime.functions import FOLDER, Call, Functions
-from edge_runtime.jobs import Job, JobKind, Outcome
+from edge_runtime.functions import Call, Functions
+from edge_runtime.jobs import Outcome
 from edge_runtime.log import say
 from edge_runtime.starts import Starts
 from edge_runtime.warm import ForkServer
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
-from fedless.protocol.manifest import BUILTIN_ENTRY
-
-_BLAME = frozenset(
-    {Code.INSTANCE_FAILED, Code.INSTANCE_TIMEOUT, Code.INSTANCE_MEMORY, Code.INSTANCE_BAD_RESULT}
-)
-"""What a function is to blame for; wrong inputs are the caller's."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +79,13 @@ class Pool:
             result, start = self._run(name, granted, event)
             call |= {"start": start, "peak_rss_mb": result.peak_rss_mb}
             times["run_ms"] = result.timings_ms.get("total_ms", 0.0)
-            return Answer(_value(result), start, granted.version, _since(since))
+            return Answer(calls.value(result), start, granted.version, _since(since))
         except FedlessError as error:
             outcome = error.code.value
             raise
         finally:
             if granted is not None:
-                blamed = Code.of(outcome) in _BLAME
+                blamed = Code.of(outcome) in calls.BLAME
                 self._feed(name, lifecycle.Finished(number, failed=blamed))
             times["total_ms"] = _since(since)
             times["start_ms"] = max(0.0, times["total_ms"] - times["queue_ms"] - times["run_ms"])
@@ -180,7 +173,7 @@ class Pool:
         """In a thread: a server takes 100 ms to import."""
         server = None
         try:
-            server = ForkServer.start(self._starts.space(self._unpacked(digest), self._config))
+            server = ForkServer.start(self._starts.space(calls.unpacked(self._state, digest), self._config))
             server.wait_ready()
         except FedlessError as error:
             say("functions", "not_started", function=name, code=error.code.value, why=error.detail)
@@ -194,8 +187,8 @@ class Pool:
             self._feed(name, lifecycle.Started(digest))
 
     def _run(self, name: str, granted: lifecycle.Run, event: object) -> tuple[Outcome, str]:
-        unpacked = self._unpacked(granted.digest)
-        job = self._job(unpacked, event)
+        unpacked = calls.unpacked(self._state, granted.digest)
+        job = calls.job(unpacked, event, self._starts, self._config)
         with self._changed:
             served = self._served[name]
             server = served.servers.get(granted.digest)
@@ -216,49 +209,6 @@ class Pool:
             ) from None
         with instance:
             return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
-
-    def _job(self, unpacked: bundle.Unpacked, event: object) -> Job:
-        manifest, limits = unpacked.manifest, self._config.limits
-        memory_mb = min(limits.memory_mb, manifest.memory_mb) if limits.memory_mb else manifest.memory_mb
-        own = manifest.entry != BUILTIN_ENTRY
-        return Job(
-            kind=JobKind.INVOKE if own else JobKind.INFER,
-            function_dir=str(unpacked.directory.absolute()),
-            parameters=self._model(unpacked, needed=not own),
-            data={name: source.path for name, source in self._config.sources(manifest).items()}
-            if own
-            else {},
-            threads=limits.threads,
-            memory_mb=memory_mb,
-            event=event if own else event or {},
-            confinement=self._starts.confinement(unpacked, self._config, memory_mb),
-        )
-
-    def _model(self, unpacked: bundle.Unpacked, *, needed: bool) -> str:
-        """The newest model's file. Raises `LocalError(UNKNOWN_BLOB)`."""
-        known = self.functions.find(unpacked.digest)
-        path = self._state / "cache" / known.model if known is not None and known.model else None
-        if path is not None and path.is_file():
-            return str(path.absolute())
-        if needed:
-            detail = f"No model of {unpacked.manifest.name} is on this device."
-            raise LocalError(Code.UNKNOWN_BLOB, detail, fix="It comes with the next round of training.")
-        return ""
-
-    def _unpacked(self, digest: str) -> bundle.Unpacked:
-        found = bundle.find(self._state / FOLDER, digest)
-        if found is None:
-            raise LocalError(Code.STATE_MISSING, f"The files of version {digest[:12]} are gone.")
-        return found
-
-
-def _value(result: Outcome) -> object:
-    """JSON values: the function's answer, or {"outputs": rows}."""
-    if result.shape:
-        import numpy as np  # noqa: PLC0415  (only an answer of numbers needs it)
-
-        return {"outputs": np.frombuffer(result.payload, "<f4").reshape(result.shape).tolist()}
-    return json.loads(bytes(result.payload) or b"null")
 
 
 def _now_ms() -> int:

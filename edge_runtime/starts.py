@@ -54,7 +54,7 @@ class Starts:
         described.
         """
         space = self.space(unpacked, config)
-        self._remember(unpacked, space, model, now_ms)
+        self.last = self.install(unpacked, space, model, now_ms)
         wanted = (unpacked.digest, space)
         early, self._early = self._early, None
         if early is not None and self._early_for == wanted:
@@ -134,20 +134,27 @@ class Starts:
                 self._drop_server()
         return Instance.start(space=wanted[1])
 
-    def _remember(self, unpacked: Unpacked, space: sandbox.Space | None, model: str, now_ms: int) -> None:
-        manifest = unpacked.manifest
+    def install(self, unpacked: Unpacked, space: sandbox.Space | None, model: str, now_ms: int) -> Installed:
+        """Make a verified version one of the newest two of its function, or note what it may see and work on now.
+
+        Raises `PeerError(BUNDLE_OLDER)` for one that is older than one seen here, unless it serves: the newer was
+        given up.
+        """
+        manifest, known = unpacked.manifest, self.functions.find(unpacked.digest)
         newest = self.functions.newest_seen(manifest.name)  # also those that were brought here by hand
-        if manifest.version < newest:
+        serves = self.functions.current(manifest.name)
+        if manifest.version < newest and (serves is None or serves.digest != unpacked.digest):
             detail = f"{manifest.name} version {manifest.version}; version {newest} was already seen here."
             raise PeerError(Code.BUNDLE_OLDER, detail)
-        self.last = Installed(
+        model = model or (known.model if known is not None else "")
+        found = Installed(
             unpacked.digest, manifest.name, manifest.version, manifest.entry,
             proved=False, failures=0, given_up=False, space=space, model=model,
         )  # fmt: skip
-        known = self.functions.find(unpacked.digest)
         if known is None or (known.space, known.model) != (space, model):
-            for gone in self.functions.install(self.last, now_ms):
+            for gone in self.functions.install(found, now_ms):
                 shutil.rmtree(self.functions.folder(gone), ignore_errors=True)
+        return found
 
     def _drop_server(self) -> None:
         if self._server is not None:

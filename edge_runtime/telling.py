@@ -6,6 +6,7 @@ Called by the participant. Worth one attempt, never an error: a round does not d
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,13 @@ from edge_runtime.functions import FLEET, Call, Functions
 from edge_runtime.log import say
 from edge_runtime.profile import device_status, peak_rss_mb
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import InvocationMetrics, Ticket
+from fedless.protocol.messages import FUNCTIONS_MAX, FunctionVersion, InvocationMetrics, Ticket
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
     from edge_runtime.invocation import Timings
     from edge_runtime.journal import Journal
+    from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
 
 REPORTED = "reported"
@@ -37,6 +39,16 @@ class Ended:
     outcome: str
     verdict: Verdict
     agent_rss_mb: float
+
+
+@dataclass(frozen=True)
+class Here:
+    """Whose status it is."""
+
+    state: Path
+    journal: Journal
+    functions: Functions
+    identity: Identity
 
 
 def fit(config: EdgeConfig, functions: Functions) -> Verdict:
@@ -78,8 +90,8 @@ def record(functions: Functions, ended: Ended, used_bytes: int) -> None:
     )
 
 
-def tell(link: Link, state: Path, journal: Journal, ended: Ended) -> None:
-    """Metrics and profile, with "not before T because R"."""
+def tell(link: Link, here: Here, ended: Ended) -> None:
+    """Metrics of a round; then profile and "not before T because R"."""
     outcome = ended.outcome
     metrics = InvocationMetrics(
         round_id=ended.ticket.round_id,
@@ -94,11 +106,31 @@ def tell(link: Link, state: Path, journal: Journal, ended: Ended) -> None:
     )
     try:
         link.put_metrics(metrics)
-        status = replace(
-            device_status(state, ended.agent_rss_mb, journal.counters()),
-            not_before_ms=ended.verdict.not_before_ms,
-            not_before_reason=ended.verdict.reason[:200],
-        )
-        journal.set_clock(link.report_status(status), unix_ms())
     except PeerError as error:
         say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
+    tell_status(link, here, ended.verdict, ended.agent_rss_mb)
+
+
+def tell_status(link: Link, here: Here, verdict: Verdict, agent_rss_mb: float) -> None:
+    """What this device is, has and trusts, and when it may train."""
+    status = replace(
+        device_status(here.state, agent_rss_mb, here.journal.counters()),
+        not_before_ms=verdict.not_before_ms,
+        not_before_reason=verdict.reason[:200],
+        functions=tuple(_versions(here.functions)),
+        trusts=here.identity.trusts,
+        endpoints=here.identity.endpoints.fleet,
+    )
+    try:
+        here.journal.set_clock(link.report_status(status), unix_ms())
+    except PeerError as error:
+        say("participant", "status_not_taken", code=error.code.value, why=error.detail)
+
+
+def _versions(functions: Functions) -> Iterator[FunctionVersion]:
+    serving: dict[str, str] = {}
+    for item in functions.versions()[:FUNCTIONS_MAX]:
+        if not item.given_up:
+            serving.setdefault(item.name, item.digest)
+        serves = serving.get(item.name) == item.digest
+        yield FunctionVersion(item.name, item.version, bytes.fromhex(item.digest), serves, item.given_up)

@@ -36,6 +36,8 @@ from fedless.protocol.messages import (
     Mode,
     Offer,
     Optimizer,
+    Order,
+    OrderResult,
     PolicyMessage,
     ReportHeader,
     Task,
@@ -185,6 +187,8 @@ class FakeAggregator(
         self.calls: list[str] = []
         self.clock_ahead_ms = 0
         self.renewed: dict[str, Any] = {}
+        self.orders: dict[int, tuple[bytes, int]] = {}
+        self.results: list[OrderResult] = []
         self.before: Callable[[str], None] = lambda _: None
         self.lock = threading.Lock()
         self._server: grpc.Server | None = None
@@ -200,6 +204,15 @@ class FakeAggregator(
         )
         self.rounds[ticket.round_id] = here
         return here
+
+    def give(self, order_id: int, order: Order, bundle: bytes = b"", **changes: Any) -> Ticket:
+        """The ticket of an order to device-1."""
+        body, until = wire.order_to_bytes(order), now_ms() + 60_000
+        self.orders[order_id] = (body, until)
+        self.blobs[hashlib.sha256(bundle).digest()] = bundle
+        asks = {"kind": Kind.INVOKE, "run_id": "order", "task_digest": hashlib.sha256(body).digest()}
+        asks |= {"bundle_digest": hashlib.sha256(bundle).digest(), "model_digest": bytes(32)}
+        return self.fleet.ticket("device-1", order_id, self.fleet.task(), **(asks | changes))
 
     def start(self, port: int = 0) -> int:
         server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
@@ -276,6 +289,17 @@ class FakeAggregator(
         with self._call("report_status", context):
             self.statuses.append(wire.status_from_pb(request))
             return fleet_pb2.StatusReply(now_ms=self._now())
+
+    def GetOrder(self, request: Any, context: Any) -> fleet_pb2.OrderReply:
+        with self._call("get_order", context):
+            order, until = self.orders[request.order_id]
+            return fleet_pb2.OrderReply(order=order, deadline_at_ms=until, now_ms=self._now())
+
+    def PutOrderResult(self, request: Any, context: Any) -> fleet_pb2.OrderReceipt:
+        with self._call("put_order_result", context):
+            self.results.append(wire.order_result_from_pb(request))
+            self.before("result_taken")
+            return fleet_pb2.OrderReceipt(now_ms=self._now())
 
     def Renew(self, request: Any, context: Any) -> fleet_pb2.RenewReply:
         with self._call("renew", context):

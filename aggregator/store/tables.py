@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aggregator.store import fleet, functions, helper_rounds, masks, schema
+from aggregator.store import fleet, functions, helper_rounds, masks, orders, schema
 
-__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "schema"]
+__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "orders", "schema"]
 metadata = schema.metadata

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from aggregator import lock, log
@@ -21,12 +18,10 @@ from aggregator.config import LogLevel, Settings, load
 from aggregator.enrollment import IssuedClaim, Registrar, terms_of
 from aggregator.store.engine import Database
 from fedless.console import link
+from fedless.console.terminal import FleetOption, duration_ms, moment, pair, print_table
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
-WIDE = 250
-UNITS_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
-FleetOption = Annotated[Path | None, typer.Option(help="The fleet's directory.")]
 
 
 @app.command()
@@ -43,7 +38,7 @@ def claim(
     qr: Annotated[bool, typer.Option("--qr", help="Show each claim as a QR code.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Print one-time claims: a device joins with one. They are secrets."""
-    names, labels = name or [], dict(_pair(text) for text in label or [])
+    names, labels = name or [], dict(pair(text) for text in label or [])
     wanted = len(names) or count
     valid_ms, folder = duration_ms(valid), link.find_fleet(fleet)
     claims = _issue(folder, wanted, valid_ms, names, labels)
@@ -117,36 +112,6 @@ def add_function(
     out.write_text(deployment + "\n", "utf-8")
     typer.echo(f"{client} is registered on {platform}. Wrote {out}; package it with:")
     typer.echo(f"  fedless function package --target {platform} --deployment {out}")
-
-
-def duration_ms(text: str) -> int:
-    """Milliseconds in "30m", "24h" or "7d"; 0 for ""."""
-    if not text:
-        return 0
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
-    if match is None:
-        raise LocalError(
-            Code.CONFIG_INVALID, f"Expected a duration such as 30m, 24h or 7d, found {text[:40]!r}."
-        )
-    return int(match[1]) * UNITS_MS[match[2]]
-
-
-def moment(at_ms: int) -> str:
-    """A Unix moment in ms for people, in UTC; "-" for 0."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M") if at_ms else "-"
-
-
-def print_table(table: Table) -> None:
-    """Prints a table as wide as it is when nobody's terminal limits it."""
-    console = Console()
-    Console(width=console.width if console.is_terminal else WIDE).print(table)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found or not key:
-        raise LocalError(Code.CONFIG_INVALID, f"Expected --label key=value, found {text[:80]!r}.")
-    return key, value
 
 
 def _issue(

@@ -1,4 +1,4 @@
-"""`fedless function`: begin, build, test, sign and show functions. A typer sub-app of `fedless.console.main`.
+"""`fedless function`: begin, build, test, sign and show functions; what is done on devices is in `devices`.
 
 Only `build` needs tensorflow, and imports it when it runs.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedless.console import devices
 from fedless.console.package import package
 from fedless.protocol import bundle_format, manifest
 from fedless.protocol.errors import Code, LocalError
@@ -21,8 +22,9 @@ from fedless.protocol.errors import Code, LocalError
 if TYPE_CHECKING:
     from fedless.authoring.model import Model
 
-app = typer.Typer(name="function", help="Begin, build, test, sign and show functions.", no_args_is_help=True)
+app = typer.Typer(name="function", help="Functions: from their source to devices.", no_args_is_help=True)
 app.command()(package)
+devices.add_to(app)
 
 
 @app.command()

@@ -35,6 +35,11 @@ RunInfo = operator_pb2.RunInfo
 RoundInfo = operator_pb2.RoundInfo
 RunEvent = operator_pb2.RunEvent
 IssuedClaim = operator_pb2.IssuedClaim
+FunctionInfo = operator_pb2.FunctionInfo
+OrderInfo = operator_pb2.OrderInfo
+OrderAnswer = operator_pb2.OrderAnswer
+GiveOrderRequest = operator_pb2.GiveOrderRequest
+Selection = operator_pb2.Selection
 
 
 def find_fleet(given: Path | None) -> Path:
@@ -207,6 +212,44 @@ class Link:
         """What the service says of itself."""
         info: operator_pb2.InfoReply = self._call(self._stub.Info, operator_pb2.InfoRequest())
         return info
+
+    def push_function(self, bundle_digest: bytes) -> FunctionInfo:
+        """Makes a stored bundle the newest version of its function."""
+        request = operator_pb2.PushFunctionRequest(bundle_digest=bundle_digest)
+        info: FunctionInfo = self._call(self._stub.PushFunction, request)
+        return info
+
+    def functions(self) -> list[FunctionInfo]:
+        """All pushed versions, by name, the newest first."""
+        return list(self._call(self._stub.ListFunctions, operator_pb2.ListFunctionsRequest()).functions)
+
+    def roll_back_function(self, name: str) -> FunctionInfo:
+        """Gives the newest version up; the one that serves then."""
+        request = operator_pb2.RollBackFunctionRequest(name=name)
+        info: FunctionInfo = self._call(self._stub.RollBackFunction, request)
+        return info
+
+    def give_order(self, request: GiveOrderRequest) -> OrderInfo:
+        """Asks devices for something."""
+        info: OrderInfo = self._call(self._stub.GiveOrder, request)
+        return info
+
+    def order(self, order_id: int, settled: int = 0, *, wait: bool = False) -> OrderInfo:
+        """An order with all its answers; with `wait` once there are more than `settled`, or after 25 s."""
+        request = operator_pb2.ShowOrderRequest(order_id=order_id, settled=settled, wait=wait)
+        info: OrderInfo = self._call(self._stub.ShowOrder, request)
+        more = info.more
+        while more:
+            after = info.answers[-1].client_id
+            request = operator_pb2.ShowOrderRequest(order_id=order_id, after=after)
+            further = self._call(self._stub.ShowOrder, request)
+            info.answers.extend(further.answers)
+            more = further.more
+        return info
+
+    def orders(self) -> list[OrderInfo]:
+        """All orders that are kept, the newest first."""
+        return list(self._call(self._stub.ListOrders, operator_pb2.ListOrdersRequest()).orders)
 
     def _call(self, method: Any, request: Any, timeout_s: float | None = CALL_S) -> Any:  # noqa: ANN401 - generated
         with _refusals(self._access.endpoint):

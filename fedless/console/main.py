@@ -41,7 +41,7 @@ COMMANDS = {
     "plan": Command("plan", "Say what a run would be like, before it is started."),
     "why": Command("why", "Say why a run, a round or a client went as it did."),
     "model": Command("model", "Take trained models out."),
-    "function": Command("function", "Build, sign and show functions.", "authoring"),
+    "function": Command("function", "Build, sign and push functions, call them on devices.", "authoring"),
     "helper": Command("helper", "Run the second party of helper mode.", "helper"),
     "image": Command("image", "Make images and packages for boards."),
     "experiment": Command("experiment", "Run a whole fleet on this machine."),

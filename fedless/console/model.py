@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedless.console import link
-from fedless.console.fleet import FleetOption
+from fedless.console.terminal import FleetOption
 from fedless.protocol.errors import Code, LocalError, PeerError
 
 app = typer.Typer(no_args_is_help=True)

@@ -15,8 +15,8 @@ from aggregator import planning, tasks
 from aggregator.demand import Client, Service
 from fedless.authoring.sign import function_files, pack_and_sign, read_manifest
 from fedless.console import link
-from fedless.console.fleet import FleetOption
 from fedless.console.run import PUBLISHER_KEY
+from fedless.console.terminal import FleetOption
 from fedless.protocol import bundle_format, manifest
 from fedless.protocol.errors import Code, LocalError
 

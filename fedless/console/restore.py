@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aggregator.backup import restore as make
-from fedless.console.fleet import moment
+from fedless.console.terminal import moment
 
 app = typer.Typer()
 

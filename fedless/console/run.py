@@ -15,7 +15,7 @@ from rich.table import Table
 from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console import link
-from fedless.console.fleet import FleetOption, moment, print_table
+from fedless.console.terminal import FleetOption, moment, print_table
 from fedless.console.why import why
 from fedless.experiments.progress import Progress
 from fedless.protocol.errors import Code, LocalError, PeerError

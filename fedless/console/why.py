@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedless.console import link
-from fedless.console.fleet import FleetOption
+from fedless.console.terminal import FleetOption
 
 app = typer.Typer()
 WIDE = 130

@@ -26,6 +26,10 @@ STEP_BYTES_MAX = 3 * 1024 * 1024
 EXAMPLES_MAX = 2**40
 PARAMETERS_MAX = 2**31
 NOISE_MAX = 1e6
+EVENT_BYTES_MAX = ANSWER_BYTES_MAX = 256 * 1024
+ORDER_BYTES_MAX = EVENT_BYTES_MAX + 4096
+FUNCTIONS_MAX = 64
+DONE = "done"
 
 ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 RESERVED_IDS = frozenset(
@@ -199,6 +203,57 @@ class Task:
     holdout: float = 0.0
 
 
+class Action(StrEnum):
+    """What an order asks of a device."""
+
+    INVOKE = "invoke"
+    INSTALL = "install"
+    ROLL_BACK = "roll_back"
+    RENEW = "renew"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a ticket of kind INVOKE asks for; its canonical JSON's SHA-256 is the ticket's task digest.
+
+    `function` is empty for RENEW. `event` is a JSON text; `timeout_ms` 0 means the manifest's.
+    """
+
+    action: Action
+    function: str = ""
+    event: str = "null"
+    timeout_ms: int = 0
+
+
+@dataclass(frozen=True)
+class OrderResult:
+    """What came of an order: `outcome` is `done` or a code, `answer` a JSON text (of INVOKE; else empty).
+
+    `version` is the function's that answered, `start` `cold` or `warm`; 0 and empty where nothing ran.
+    """
+
+    order_id: int
+    nonce: bytes
+    outcome: str
+    detail: str = ""
+    answer: str = ""
+    version: int = 0
+    start: str = ""
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class FunctionVersion:
+    """One version of a function on a device; `digest` is the bundle's."""
+
+    name: str
+    version: int
+    digest: bytes
+    serves: bool
+    given_up: bool
+
+
 @dataclass(frozen=True)
 class EnrollRequest:
     """A claim's secret and a PKCS#10 request."""
@@ -311,3 +366,6 @@ class DeviceStatus:
     temperature_c: float = 0.0
     not_before_ms: int = 0
     not_before_reason: str = ""
+    functions: tuple[FunctionVersion, ...] = ()
+    trusts: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Kind.ValueType],
     KIND_EPOCH: _Kind.ValueType  # 4
     """take part in the set-up of a key epoch"""
     KIND_INVOKE: _Kind.ValueType  # 5
-    """invoke a function with an event"""
+    """carry an order out (GetOrder): the round id is the order's, the task digest its bytes'"""
 
 class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
     """What a ticket asks the client to do."""
@@ -48,7 +48,7 @@ KIND_UNMASK: Kind.ValueType  # 3
 KIND_EPOCH: Kind.ValueType  # 4
 """take part in the set-up of a key epoch"""
 KIND_INVOKE: Kind.ValueType  # 5
-"""invoke a function with an event"""
+"""carry an order out (GetOrder): the round id is the order's, the task digest its bytes'"""
 Global___Kind: _TypeAlias = Kind  # noqa: Y015
 
 @_typing.final

@@ -139,6 +139,9 @@ class DeviceStatus(_message.Message):
     TEMPERATURE_C_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_REASON_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    TRUSTS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
     runtime_version: _builtins.str
     """of the fedless package"""
     tflite_runtime: _builtins.str
@@ -167,6 +170,20 @@ class DeviceStatus(_message.Message):
     def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """counters by code"""
 
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionVersion]:
+        """what is installed, at most 64"""
+
+    @_builtins.property
+    def trusts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What this client trusts, 32 hex digits each: ids of ticket and publisher keys, and the first half of
+        each authority's SHA-256.
+        """
+
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the fleet port, as this client knows them"""
+
     def __init__(
         self,
         *,
@@ -186,14 +203,53 @@ class DeviceStatus(_message.Message):
         temperature_c: _builtins.float = ...,
         not_before_ms: _builtins.int = ...,
         not_before_reason: _builtins.str = ...,
+        functions: _abc.Iterable[Global___FunctionVersion] | None = ...,
+        trusts: _abc.Iterable[_builtins.str] | None = ...,
+        endpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aes_mb_per_s", b"aes_mb_per_s", "agent_rss_mb", b"agent_rss_mb", "architecture", b"architecture", "chacha_mb_per_s", b"chacha_mb_per_s", "clock_ms", b"clock_ms", "cores", b"cores", "disk_free_bytes", b"disk_free_bytes", "memory_available_mb", b"memory_available_mb", "memory_mb", b"memory_mb", "not_before_ms", b"not_before_ms", "not_before_reason", b"not_before_reason", "power", b"power", "refusals", b"refusals", "runtime_version", b"runtime_version", "temperature_c", b"temperature_c", "tflite_runtime", b"tflite_runtime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aes_mb_per_s", b"aes_mb_per_s", "agent_rss_mb", b"agent_rss_mb", "architecture", b"architecture", "chacha_mb_per_s", b"chacha_mb_per_s", "clock_ms", b"clock_ms", "cores", b"cores", "disk_free_bytes", b"disk_free_bytes", "endpoints", b"endpoints", "functions", b"functions", "memory_available_mb", b"memory_available_mb", "memory_mb", b"memory_mb", "not_before_ms", b"not_before_ms", "not_before_reason", b"not_before_reason", "power", b"power", "refusals", b"refusals", "runtime_version", b"runtime_version", "temperature_c", b"temperature_c", "tflite_runtime", b"tflite_runtime", "trusts", b"trusts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
+
+@_typing.final
+class FunctionVersion(_message.Message):
+    """One version of a function on a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SERVES_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    digest: _builtins.bytes
+    """32 bytes, of the bundle"""
+    serves: _builtins.bool
+    """invocations run this one"""
+    given_up: _builtins.bool
+    """it failed its first invocations, or was rolled back"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        serves: _builtins.bool = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "given_up", b"given_up", "name", b"name", "serves", b"serves", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionVersion: _TypeAlias = FunctionVersion  # noqa: Y015
 
 @_typing.final
 class StatusReply(_message.Message):
@@ -261,3 +317,145 @@ class BlobChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlobChunk: _TypeAlias = BlobChunk  # noqa: Y015
+
+@_typing.final
+class OrderQuery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.int
+    """the ticket's round id"""
+    nonce: _builtins.bytes
+    """16 bytes: the ticket's"""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderQuery: _TypeAlias = OrderQuery  # noqa: Y015
+
+@_typing.final
+class OrderReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    DEADLINE_AT_MS_FIELD_NUMBER: _builtins.int
+    NOW_MS_FIELD_NUMBER: _builtins.int
+    order: _builtins.bytes
+    """canonical JSON; its SHA-256 is the ticket's task digest"""
+    deadline_at_ms: _builtins.int
+    now_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        order: _builtins.bytes = ...,
+        deadline_at_ms: _builtins.int = ...,
+        now_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_at_ms", b"deadline_at_ms", "now_ms", b"now_ms", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderReply: _TypeAlias = OrderReply  # noqa: Y015
+
+@_typing.final
+class OrderResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TimingsMsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    TIMINGS_MS_FIELD_NUMBER: _builtins.int
+    PEAK_RSS_MB_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.int
+    nonce: _builtins.bytes
+    """16 bytes: the ticket's"""
+    outcome: _builtins.str
+    """"done" or a Code value"""
+    detail: _builtins.str
+    """why not; at most 500 characters"""
+    answer: _builtins.bytes
+    """JSON in UTF-8, at most 256 KiB; what the function returned"""
+    version: _builtins.int
+    """of the function that answered; 0: none did"""
+    start: _builtins.str
+    """"cold" or "warm"; empty: nothing was started"""
+    peak_rss_mb: _builtins.float
+    """of the instance"""
+    @_builtins.property
+    def timings_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """queue, start, run, total"""
+
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+        outcome: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        answer: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+        start: _builtins.str = ...,
+        timings_ms: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        peak_rss_mb: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "detail", b"detail", "nonce", b"nonce", "order_id", b"order_id", "outcome", b"outcome", "peak_rss_mb", b"peak_rss_mb", "start", b"start", "timings_ms", b"timings_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderResult: _TypeAlias = OrderResult  # noqa: Y015
+
+@_typing.final
+class OrderReceipt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOW_MS_FIELD_NUMBER: _builtins.int
+    now_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        now_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now_ms", b"now_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderReceipt: _TypeAlias = OrderReceipt  # noqa: Y015

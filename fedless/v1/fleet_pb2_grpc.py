@@ -49,6 +49,16 @@ class FleetStub:
                 request_serializer=fedless_dot_v1_dot_fleet__pb2.BlobRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_fleet__pb2.BlobChunk.FromString,
                 _registered_method=True)
+        self.GetOrder = channel.unary_unary(
+                '/fedless.v1.Fleet/GetOrder',
+                request_serializer=fedless_dot_v1_dot_fleet__pb2.OrderQuery.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_fleet__pb2.OrderReply.FromString,
+                _registered_method=True)
+        self.PutOrderResult = channel.unary_unary(
+                '/fedless.v1.Fleet/PutOrderResult',
+                request_serializer=fedless_dot_v1_dot_fleet__pb2.OrderResult.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_fleet__pb2.OrderReceipt.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -75,6 +85,20 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOrder(self, request, context):
+        """What a ticket of kind INVOKE asks for (role device).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutOrderResult(self, request, context):
+        """What came of it (role device). The first result counts: a repeat is harmless, another one is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +116,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.FetchBlob,
                     request_deserializer=fedless_dot_v1_dot_fleet__pb2.BlobRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_fleet__pb2.BlobChunk.SerializeToString,
+            ),
+            'GetOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOrder,
+                    request_deserializer=fedless_dot_v1_dot_fleet__pb2.OrderQuery.FromString,
+                    response_serializer=fedless_dot_v1_dot_fleet__pb2.OrderReply.SerializeToString,
+            ),
+            'PutOrderResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutOrderResult,
+                    request_deserializer=fedless_dot_v1_dot_fleet__pb2.OrderResult.FromString,
+                    response_serializer=fedless_dot_v1_dot_fleet__pb2.OrderReceipt.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +209,60 @@ class Fleet:
             '/fedless.v1.Fleet/FetchBlob',
             fedless_dot_v1_dot_fleet__pb2.BlobRequest.SerializeToString,
             fedless_dot_v1_dot_fleet__pb2.BlobChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Fleet/GetOrder',
+            fedless_dot_v1_dot_fleet__pb2.OrderQuery.SerializeToString,
+            fedless_dot_v1_dot_fleet__pb2.OrderReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutOrderResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Fleet/PutOrderResult',
+            fedless_dot_v1_dot_fleet__pb2.OrderResult.SerializeToString,
+            fedless_dot_v1_dot_fleet__pb2.OrderReceipt.FromString,
             options,
             channel_credentials,
             insecure,

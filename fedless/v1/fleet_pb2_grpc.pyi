@@ -37,6 +37,10 @@ class FleetStub:
     """What this device is and how it is; kept as its newest profile."""
     FetchBlob: _grpc.UnaryStreamMultiCallable[_fleet_pb2.BlobRequest, _fleet_pb2.BlobChunk]
     """The bytes of a bundle or model by digest, from an offset on; resumable."""
+    GetOrder: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.OrderQuery, _fleet_pb2.OrderReply]
+    """What a ticket of kind INVOKE asks for (role device)."""
+    PutOrderResult: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.OrderResult, _fleet_pb2.OrderReceipt]
+    """What came of it (role device). The first result counts: a repeat is harmless, another one is refused."""
 
 @_typing.type_check_only
 class FleetAsyncStub(FleetStub):
@@ -47,6 +51,10 @@ class FleetAsyncStub(FleetStub):
     """What this device is and how it is; kept as its newest profile."""
     FetchBlob: _aio.UnaryStreamMultiCallable[_fleet_pb2.BlobRequest, _fleet_pb2.BlobChunk]  # type: ignore[assignment]
     """The bytes of a bundle or model by digest, from an offset on; resumable."""
+    GetOrder: _aio.UnaryUnaryMultiCallable[_fleet_pb2.OrderQuery, _fleet_pb2.OrderReply]  # type: ignore[assignment]
+    """What a ticket of kind INVOKE asks for (role device)."""
+    PutOrderResult: _aio.UnaryUnaryMultiCallable[_fleet_pb2.OrderResult, _fleet_pb2.OrderReceipt]  # type: ignore[assignment]
+    """What came of it (role device). The first result counts: a repeat is harmless, another one is refused."""
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,5 +80,21 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fleet_pb2.BlobChunk], _abc.AsyncIterator[_fleet_pb2.BlobChunk]]:
         """The bytes of a bundle or model by digest, from an offset on; resumable."""
+
+    @_abc_1.abstractmethod
+    def GetOrder(
+        self,
+        request: _fleet_pb2.OrderQuery,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.OrderReply, _abc.Awaitable[_fleet_pb2.OrderReply]]:
+        """What a ticket of kind INVOKE asks for (role device)."""
+
+    @_abc_1.abstractmethod
+    def PutOrderResult(
+        self,
+        request: _fleet_pb2.OrderResult,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.OrderReceipt, _abc.Awaitable[_fleet_pb2.OrderReceipt]]:
+        """What came of it (role device). The first result counts: a repeat is harmless, another one is refused."""
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -933,3 +933,398 @@ class WhyReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WhyReply: _TypeAlias = WhyReply  # noqa: Y015
+
+@_typing.final
+class PushFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    bundle_digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        bundle_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushFunctionRequest: _TypeAlias = PushFunctionRequest  # noqa: Y015
+
+@_typing.final
+class FunctionInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
+    PUSHED_AT_MS_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    SERVES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    GAVE_UP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    bundle_digest: _builtins.bytes
+    pushed_at_ms: _builtins.int
+    given_up: _builtins.bool
+    """rolled back"""
+    serves: _builtins.bool
+    """orders run this version"""
+    devices: _builtins.int
+    """that said they have it"""
+    gave_up: _builtins.int
+    """of these, it failed its first invocations there"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        bundle_digest: _builtins.bytes = ...,
+        pushed_at_ms: _builtins.int = ...,
+        given_up: _builtins.bool = ...,
+        serves: _builtins.bool = ...,
+        devices: _builtins.int = ...,
+        gave_up: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "devices", b"devices", "gave_up", b"gave_up", "given_up", b"given_up", "name", b"name", "pushed_at_ms", b"pushed_at_ms", "serves", b"serves", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionInfo: _TypeAlias = FunctionInfo  # noqa: Y015
+
+@_typing.final
+class ListFunctionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFunctionsRequest: _TypeAlias = ListFunctionsRequest  # noqa: Y015
+
+@_typing.final
+class ListFunctionsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionInfo]: ...
+    def __init__(
+        self,
+        *,
+        functions: _abc.Iterable[Global___FunctionInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFunctionsReply: _TypeAlias = ListFunctionsReply  # noqa: Y015
+
+@_typing.final
+class RollBackFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackFunctionRequest: _TypeAlias = RollBackFunctionRequest  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    """Which devices: those named, and those that have all of `labels` (if there are any); or all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CLIENT_IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    @_builtins.property
+    def client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        client_ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "client_ids", b"client_ids", "labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class GiveOrderRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    VALID_MS_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
+    """16 bytes, made by the caller"""
+    action: _builtins.str
+    """"invoke", "install", "roll_back", "renew" """
+    function: _builtins.str
+    """its name; empty for "renew" """
+    version: _builtins.int
+    """0: the one that serves"""
+    event: _builtins.bytes
+    """"invoke": JSON in UTF-8, at most 256 KiB"""
+    timeout_ms: _builtins.int
+    """"invoke": of the function; 0: the manifest's"""
+    valid_ms: _builtins.int
+    """how long devices may take to begin; 0: one hour"""
+    @_builtins.property
+    def selection(self) -> Global___Selection: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.bytes = ...,
+        action: _builtins.str = ...,
+        function: _builtins.str = ...,
+        version: _builtins.int = ...,
+        event: _builtins.bytes = ...,
+        timeout_ms: _builtins.int = ...,
+        valid_ms: _builtins.int = ...,
+        selection: Global___Selection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "event", b"event", "function", b"function", "request_id", b"request_id", "selection", b"selection", "timeout_ms", b"timeout_ms", "valid_ms", b"valid_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GiveOrderRequest: _TypeAlias = GiveOrderRequest  # noqa: Y015
+
+@_typing.final
+class OrderInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    GIVEN_AT_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_AT_MS_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.int
+    action: _builtins.str
+    function: _builtins.str
+    version: _builtins.int
+    given_at_ms: _builtins.int
+    deadline_at_ms: _builtins.int
+    clients: _builtins.int
+    settled: _builtins.int
+    more: _builtins.bool
+    """there are more answers: ask for those after the last one"""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderAnswer]:
+        """not in lists; by client id"""
+
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.int = ...,
+        action: _builtins.str = ...,
+        function: _builtins.str = ...,
+        version: _builtins.int = ...,
+        given_at_ms: _builtins.int = ...,
+        deadline_at_ms: _builtins.int = ...,
+        clients: _builtins.int = ...,
+        settled: _builtins.int = ...,
+        answers: _abc.Iterable[Global___OrderAnswer] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "answers", b"answers", "clients", b"clients", "deadline_at_ms", b"deadline_at_ms", "function", b"function", "given_at_ms", b"given_at_ms", "more", b"more", "order_id", b"order_id", "settled", b"settled", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderInfo: _TypeAlias = OrderInfo  # noqa: Y015
+
+@_typing.final
+class OrderAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TimingsMsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    TIMINGS_MS_FIELD_NUMBER: _builtins.int
+    PEAK_RSS_MB_FIELD_NUMBER: _builtins.int
+    SETTLED_AT_MS_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    outcome: _builtins.str
+    """"" (no answer yet), "done" or a Code value"""
+    detail: _builtins.str
+    answer: _builtins.bytes
+    """JSON"""
+    version: _builtins.int
+    start: _builtins.str
+    peak_rss_mb: _builtins.float
+    settled_at_ms: _builtins.int
+    @_builtins.property
+    def timings_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        answer: _builtins.bytes = ...,
+        version: _builtins.int = ...,
+        start: _builtins.str = ...,
+        timings_ms: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        peak_rss_mb: _builtins.float = ...,
+        settled_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "client_id", b"client_id", "detail", b"detail", "outcome", b"outcome", "peak_rss_mb", b"peak_rss_mb", "settled_at_ms", b"settled_at_ms", "start", b"start", "timings_ms", b"timings_ms", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderAnswer: _TypeAlias = OrderAnswer  # noqa: Y015
+
+@_typing.final
+class ShowOrderRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.int
+    settled: _builtins.int
+    """with `wait`: answer when there are more results than these, or after 25 s"""
+    wait: _builtins.bool
+    after: _builtins.str
+    """only answers of clients behind this one"""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.int = ...,
+        settled: _builtins.int = ...,
+        wait: _builtins.bool = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "order_id", b"order_id", "settled", b"settled", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowOrderRequest: _TypeAlias = ShowOrderRequest  # noqa: Y015
+
+@_typing.final
+class ListOrdersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrdersRequest: _TypeAlias = ListOrdersRequest  # noqa: Y015
+
+@_typing.final
+class ListOrdersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderInfo]: ...
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___OrderInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOrdersReply: _TypeAlias = ListOrdersReply  # noqa: Y015

@@ -109,6 +109,36 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.WhyRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.WhyReply.FromString,
                 _registered_method=True)
+        self.PushFunction = channel.unary_unary(
+                '/fedless.v1.Operator/PushFunction',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.PushFunctionRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.FunctionInfo.FromString,
+                _registered_method=True)
+        self.ListFunctions = channel.unary_unary(
+                '/fedless.v1.Operator/ListFunctions',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ListFunctionsRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ListFunctionsReply.FromString,
+                _registered_method=True)
+        self.RollBackFunction = channel.unary_unary(
+                '/fedless.v1.Operator/RollBackFunction',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RollBackFunctionRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.FunctionInfo.FromString,
+                _registered_method=True)
+        self.GiveOrder = channel.unary_unary(
+                '/fedless.v1.Operator/GiveOrder',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.GiveOrderRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.OrderInfo.FromString,
+                _registered_method=True)
+        self.ShowOrder = channel.unary_unary(
+                '/fedless.v1.Operator/ShowOrder',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ShowOrderRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.OrderInfo.FromString,
+                _registered_method=True)
+        self.ListOrders = channel.unary_unary(
+                '/fedless.v1.Operator/ListOrders',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ListOrdersReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -210,6 +240,47 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushFunction(self, request, context):
+        """-- functions on devices: bundles by name and version, and orders to devices
+        Makes a stored bundle the newest version of its function.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFunctions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackFunction(self, request, context):
+        """Gives the newest version of a function up; answers with the one that serves now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GiveOrder(self, request, context):
+        """Asks devices for something, by signed tickets. The same request id gives the same order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowOrder(self, request, context):
+        """An order and its results; waits up to 25 s for more results than `settled`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOrders(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -287,6 +358,36 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.WhyRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.WhyReply.SerializeToString,
+            ),
+            'PushFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushFunction,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.PushFunctionRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.FunctionInfo.SerializeToString,
+            ),
+            'ListFunctions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFunctions,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ListFunctionsRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ListFunctionsReply.SerializeToString,
+            ),
+            'RollBackFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackFunction,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RollBackFunctionRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.FunctionInfo.SerializeToString,
+            ),
+            'GiveOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GiveOrder,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.GiveOrderRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.OrderInfo.SerializeToString,
+            ),
+            'ShowOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowOrder,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ShowOrderRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.OrderInfo.SerializeToString,
+            ),
+            'ListOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrders,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ListOrdersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -694,6 +795,168 @@ class Operator:
             '/fedless.v1.Operator/Why',
             fedless_dot_v1_dot_operator__pb2.WhyRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.WhyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/PushFunction',
+            fedless_dot_v1_dot_operator__pb2.PushFunctionRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.FunctionInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFunctions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ListFunctions',
+            fedless_dot_v1_dot_operator__pb2.ListFunctionsRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ListFunctionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/RollBackFunction',
+            fedless_dot_v1_dot_operator__pb2.RollBackFunctionRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.FunctionInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GiveOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/GiveOrder',
+            fedless_dot_v1_dot_operator__pb2.GiveOrderRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.OrderInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ShowOrder',
+            fedless_dot_v1_dot_operator__pb2.ShowOrderRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.OrderInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ListOrders',
+            fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ListOrdersReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,18 @@ class OperatorStub:
     """What a run of a task would be like with this fleet now; starts nothing."""
     Why: _grpc.UnaryUnaryMultiCallable[_operator_pb2.WhyRequest, _operator_pb2.WhyReply]
     """Why a run, a round of it, or a client in it went as it did, in sentences."""
+    PushFunction: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PushFunctionRequest, _operator_pb2.FunctionInfo]
+    """-- functions on devices: bundles by name and version, and orders to devices
+    Makes a stored bundle the newest version of its function.
+    """
+    ListFunctions: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListFunctionsRequest, _operator_pb2.ListFunctionsReply]
+    RollBackFunction: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RollBackFunctionRequest, _operator_pb2.FunctionInfo]
+    """Gives the newest version of a function up; answers with the one that serves now."""
+    GiveOrder: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GiveOrderRequest, _operator_pb2.OrderInfo]
+    """Asks devices for something, by signed tickets. The same request id gives the same order."""
+    ShowOrder: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ShowOrderRequest, _operator_pb2.OrderInfo]
+    """An order and its results; waits up to 25 s for more results than `settled`."""
+    ListOrders: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOrdersRequest, _operator_pb2.ListOrdersReply]
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -77,6 +89,18 @@ class OperatorAsyncStub(OperatorStub):
     """What a run of a task would be like with this fleet now; starts nothing."""
     Why: _aio.UnaryUnaryMultiCallable[_operator_pb2.WhyRequest, _operator_pb2.WhyReply]  # type: ignore[assignment]
     """Why a run, a round of it, or a client in it went as it did, in sentences."""
+    PushFunction: _aio.UnaryUnaryMultiCallable[_operator_pb2.PushFunctionRequest, _operator_pb2.FunctionInfo]  # type: ignore[assignment]
+    """-- functions on devices: bundles by name and version, and orders to devices
+    Makes a stored bundle the newest version of its function.
+    """
+    ListFunctions: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListFunctionsRequest, _operator_pb2.ListFunctionsReply]  # type: ignore[assignment]
+    RollBackFunction: _aio.UnaryUnaryMultiCallable[_operator_pb2.RollBackFunctionRequest, _operator_pb2.FunctionInfo]  # type: ignore[assignment]
+    """Gives the newest version of a function up; answers with the one that serves now."""
+    GiveOrder: _aio.UnaryUnaryMultiCallable[_operator_pb2.GiveOrderRequest, _operator_pb2.OrderInfo]  # type: ignore[assignment]
+    """Asks devices for something, by signed tickets. The same request id gives the same order."""
+    ShowOrder: _aio.UnaryUnaryMultiCallable[_operator_pb2.ShowOrderRequest, _operator_pb2.OrderInfo]  # type: ignore[assignment]
+    """An order and its results; waits up to 25 s for more results than `settled`."""
+    ListOrders: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOrdersRequest, _operator_pb2.ListOrdersReply]  # type: ignore[assignment]
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -189,5 +213,53 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.WhyReply, _abc.Awaitable[_operator_pb2.WhyReply]]:
         """Why a run, a round of it, or a client in it went as it did, in sentences."""
+
+    @_abc_1.abstractmethod
+    def PushFunction(
+        self,
+        request: _operator_pb2.PushFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.FunctionInfo, _abc.Awaitable[_operator_pb2.FunctionInfo]]:
+        """-- functions on devices: bundles by name and version, and orders to devices
+        Makes a stored bundle the newest version of its function.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFunctions(
+        self,
+        request: _operator_pb2.ListFunctionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListFunctionsReply, _abc.Awaitable[_operator_pb2.ListFunctionsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RollBackFunction(
+        self,
+        request: _operator_pb2.RollBackFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.FunctionInfo, _abc.Awaitable[_operator_pb2.FunctionInfo]]:
+        """Gives the newest version of a function up; answers with the one that serves now."""
+
+    @_abc_1.abstractmethod
+    def GiveOrder(
+        self,
+        request: _operator_pb2.GiveOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.OrderInfo, _abc.Awaitable[_operator_pb2.OrderInfo]]:
+        """Asks devices for something, by signed tickets. The same request id gives the same order."""
+
+    @_abc_1.abstractmethod
+    def ShowOrder(
+        self,
+        request: _operator_pb2.ShowOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.OrderInfo, _abc.Awaitable[_operator_pb2.OrderInfo]]:
+        """An order and its results; waits up to 25 s for more results than `settled`."""
+
+    @_abc_1.abstractmethod
+    def ListOrders(
+        self,
+        request: _operator_pb2.ListOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListOrdersReply, _abc.Awaitable[_operator_pb2.ListOrdersReply]]: ...
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

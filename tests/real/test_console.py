@@ -101,7 +101,7 @@ def test_qr_code_is_drawn(fleet: RunningFleet) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--valid", "7 weeks"], "Expected a duration such as 30m, 24h or 7d, found '7 weeks'."),
+        (["--valid", "7 weeks"], "Expected a duration such as 60s, 30m, 24h or 7d, found '7 weeks'."),
         (["--label", "room"], "Expected --label key=value, found 'room'."),
         (["--name", "operator"], "not reserved; found 'operator'"),
         (["--name", "Pump"], "a-z, 0-9 and '-'"),

@@ -168,7 +168,7 @@ def test_missing_data_is_an_outcome_with_a_name(
 
 def test_two_participants_do_not_work_on_one_state(state: Path) -> None:
     from edge_runtime.alone import alone
-    from edge_runtime.participant import BUSY_EXIT
+    from edge_runtime.reply import BUSY_EXIT
 
     with alone(state):
         assert wake(state, b"") == BUSY_EXIT

@@ -21,6 +21,14 @@ from fedless.protocol.wire.clients import (
     status_from_pb,
     status_to_pb,
 )
+from fedless.protocol.wire.orders import (
+    json_text,
+    order_from_bytes,
+    order_reply_from_pb,
+    order_result_from_pb,
+    order_result_to_pb,
+    order_to_bytes,
+)
 from fedless.protocol.wire.rounds import (
     check_in_from_pb,
     check_in_reply_from_pb,
@@ -57,10 +65,16 @@ __all__ = [
     "epoch_step_to_pb",
     "error_from_bytes",
     "error_to_bytes",
+    "json_text",
     "keys_from_pb",
     "keys_to_pb",
     "metrics_from_pb",
     "metrics_to_pb",
+    "order_from_bytes",
+    "order_reply_from_pb",
+    "order_result_from_pb",
+    "order_result_to_pb",
+    "order_to_bytes",
     "policy_from_pb",
     "policy_to_pb",
     "report_header_from_pb",

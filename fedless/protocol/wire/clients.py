@@ -21,6 +21,7 @@ from fedless.protocol.wire.checks import (
 from fedless.v1 import core_pb2, enrollment_pb2, fleet_pb2
 
 KEYS_MAX = 16
+TRUSTS_MAX = 64
 
 
 def endpoints_to_pb(value: m.Endpoints) -> core_pb2.Endpoints:
@@ -123,7 +124,26 @@ def status_from_pb(message: fleet_pb2.DeviceStatus) -> m.DeviceStatus:
     within(len(message.refusals), 0, 256, "number of counters")
     values: dict[str, Any] = {f.name: getattr(message, f.name) for f in fields(m.DeviceStatus)}
     texts = {name: value[:128] for name, value in values.items() if isinstance(value, str)}
-    return m.DeviceStatus(**{**values, **texts, "refusals": dict(message.refusals)})
+    lists = {
+        "functions": _functions(message.functions),
+        "trusts": tuple(text[:64] for text in message.trusts[:TRUSTS_MAX]),
+        "endpoints": addresses(message.endpoints, "endpoints"),
+    }
+    return m.DeviceStatus(**{**values, **texts, **lists, "refusals": dict(message.refusals)})
+
+
+def _functions(told: Any) -> tuple[m.FunctionVersion, ...]:  # noqa: ANN401 - protobuf's repeated container has no public type
+    within(len(told), 0, m.FUNCTIONS_MAX, "number of functions")
+    return tuple(
+        m.FunctionVersion(
+            identifier(item.name, "functions.name"),
+            item.version,
+            sized(item.digest, m.DIGEST_BYTES, "functions.digest"),
+            item.serves,
+            item.given_up,
+        )
+        for item in told
+    )
 
 
 def error_to_bytes(error: PeerError) -> bytes:

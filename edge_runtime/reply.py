@@ -1,0 +1,29 @@
+"""What a participant tells the agent and the log, and how it hears that it must end. Called by both participants."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from edge_runtime.log import say
+
+BUSY_EXIT = 75
+
+
+def log_step(step: str, round_id: int) -> None:
+    """One line for a step."""
+    say("participant", step, round=round_id)
+
+
+def write_line(line: str) -> None:
+    """One line to the agent; if it is gone, the work goes on."""
+    try:
+        os.write(1, f"{line}\n".encode())
+    except OSError:
+        return
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """SIGTERM: leave every `with` block, so that the instance ends too; the round stays open."""
+    del frame
+    raise SystemExit(128 + number)

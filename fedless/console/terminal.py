@@ -1,0 +1,49 @@
+"""What commands read from and show on a terminal: durations, labels, moments, tables."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedless.protocol.errors import Code, LocalError
+
+WIDE = 250
+UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+FleetOption = Annotated[Path | None, typer.Option(help="The fleet's directory.")]
+
+
+def duration_ms(text: str) -> int:
+    """Milliseconds in "30m", "24h" or "7d"; 0 for ""."""
+    if not text:
+        return 0
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
+    if match is None:
+        raise LocalError(
+            Code.CONFIG_INVALID, f"Expected a duration such as 60s, 30m, 24h or 7d, found {text[:40]!r}."
+        )
+    return int(match[1]) * UNITS_MS[match[2]]
+
+
+def moment(at_ms: int) -> str:
+    """A Unix moment in ms for people, in UTC; "-" for 0."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M") if at_ms else "-"
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as it is when nobody's terminal limits it."""
+    console = Console()
+    Console(width=console.width if console.is_terminal else WIDE).print(table)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """A label, key=value. Raises `LocalError` CONFIG_INVALID."""
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise LocalError(Code.CONFIG_INVALID, f"Expected --label key=value, found {text[:80]!r}.")
+    return key, value
