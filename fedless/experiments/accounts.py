@@ -132,8 +132,9 @@ def _otherwise(
     """The same work done by one sort of client alone."""
     count = sum(group.count for group in groups)
     device = next((group.device for group in groups if not group.functions and group.device), DEVICE)
-    rented = next((group for group in groups if group.functions and _priced(group.kind, tables)), None)
-    platform, memory_mb = (rented.kind, rented.memory_mb) if rented else (PLATFORM, MEMORY_MB)
+    functions = [group for group in groups if group.functions]
+    platform = next((group.kind for group in functions if _priced(group.kind, tables)), PLATFORM)
+    memory_mb = functions[0].memory_mb if functions else MEMORY_MB
     found = [
         (f"{count} devices ({device}), on for the run", _as_devices(clients, count, seconds, device, tables)),
         (

@@ -145,6 +145,7 @@ def run_figures(
         "bytes_down": sum(entry["bytes_down"] for entry in rounds),
         "bytes_up": sum(entry["bytes_up"] for entry in rounds),
         "round_seconds_median": _rounded(statistics.median(seconds), 3) if seconds else None,
+        "phase_seconds_median": _phases([entry for entry in rounds if entry["state"] == "committed"]),
         "wake_to_first_step_ms_p50": _rounded(percentile(first, 0.5)) if first else None,
         "wake_to_first_step_ms_p95": _rounded(percentile(first, 0.95)) if first else None,
         "device_idle_rss_mb": _rounded(statistics.median(idle_rss_mb)) if idle_rss_mb else None,
@@ -168,6 +169,13 @@ def reached(rounds: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> di
         since = (there[0]["ended_at_ms"] - rounds[0]["opened_at_ms"]) / 1000 if there else None
         found["seconds_to"][name] = since
     return found
+
+
+def _phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Median seconds of each of the aggregator's phases over the rounds that have it; None without rounds."""
+    names = sorted({name for entry in rounds for name in entry["phases_ms"]})
+    found = {name: [one["phases_ms"][name] for one in rounds if name in one["phases_ms"]] for name in names}
+    return {name: _rounded(statistics.median(values) / 1000, 3) for name, values in found.items()} or None
 
 
 def _last(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
