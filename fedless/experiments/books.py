@@ -47,7 +47,8 @@ class Books:
     def kept(self, rounds: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
         """The further keys of summary.json: `cost` and `anchors`."""
         spent = accounts(rounds, self.groups, summary["training_seconds"], self.tables)
-        return {"cost": {"prices_at": self.prices_at, **spent}, "anchors": beside(self.anchors, summary)}
+        found = {"cost": {"prices_at": self.prices_at, **spent}}
+        return {**found, "anchors": beside(self.anchors, {**summary, **found})}
 
 
 def beside(anchors: Sequence[Anchor], summary: Mapping[str, Any]) -> list[dict[str, Any]]:

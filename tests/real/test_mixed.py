@@ -56,6 +56,7 @@ def test_a_device_and_functions_train_under_their_own_conditions(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(CLOUDS not in os.environ, reason="part of `make test-clouds`")
 def test_the_mixed_example_runs_masked_with_its_helper(tmp_path: Path) -> None:
     for part in ("boto3", "google.auth", "httpx"):
@@ -66,7 +67,7 @@ def test_the_mixed_example_runs_masked_with_its_helper(tmp_path: Path) -> None:
     file = ROOT / "examples" / "mixed" / "experiment.toml"
     arguments = (str(file), "--rounds", "2", "--out", str(output))
     with running(*arguments, cwd=tmp_path) as (process, alive):
-        _, complained = process.communicate(timeout=280)
+        _, complained = process.communicate(timeout=840)
         assert process.returncode == 0, complained
         assert alive() == set()
     summary, rounds = finished(run_folder(output))

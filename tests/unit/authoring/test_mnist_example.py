@@ -17,6 +17,8 @@ from fedless.protocol.messages import ClientRule, Optimizer
 
 EXAMPLE = Path("examples/mnist").resolve()
 BUILT = {"model": EXAMPLE / "function", "mlp": EXAMPLE / "function-mlp"}
+FEDLESS_2021 = Path("examples/fedless2021").resolve()
+"""The same CNN in batches of 10."""
 
 
 def example_model(attribute: str) -> Any:
@@ -30,11 +32,12 @@ def images() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     return x.astype(np.float32), read_idx(EXAMPLE / "data" / "train-labels-idx1-ubyte").astype(np.int32)
 
 
-def test_the_cnn_has_the_parameters_of_fedless() -> None:
-    model = read_manifest(EXAMPLE / "function").model
+@pytest.mark.parametrize(("folder", "batch"), [(EXAMPLE, 32), (FEDLESS_2021, 10)])
+def test_the_cnn_has_the_parameters_of_fedless(folder: Path, batch: int) -> None:
+    model = read_manifest(folder / "function").model
     assert model is not None
-    assert model.parameters == 582_026
-    assert (EXAMPLE / "function" / "initial.f32").stat().st_size == 4 * 582_026
+    assert (model.parameters, model.batch) == (582_026, batch)
+    assert (folder / "function" / "initial.f32").stat().st_size == 4 * 582_026
 
 
 def test_the_subset_is_balanced_and_as_large_as_the_readme_says() -> None:
@@ -74,6 +77,17 @@ def test_the_committed_graph_computes_what_tensorflow_does(attribute: str) -> No
 
     graph = (BUILT[attribute] / "model.tflite").read_bytes()
     assert compare(example_model(attribute), graph).gradient_error < 1e-6
+
+
+@pytest.mark.tensorflow
+@pytest.mark.timeout(300)
+def test_the_graph_in_batches_of_ten_computes_what_tensorflow_does() -> None:
+    from fedless.authoring.check import compare
+    from fedless.console.function import load_model
+
+    model = load_model(FEDLESS_2021 / "model.py", "model")
+    graph = (FEDLESS_2021 / "function" / "model.tflite").read_bytes()
+    assert compare(model, graph).gradient_error < 1e-6
 
 
 def lite_training(attribute: str, rule: ClientRule, steps: int) -> tuple[NDArray[np.float32], list[float]]:
