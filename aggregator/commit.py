@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from aggregator import ledger
 from aggregator.blobs import Blobs
 from aggregator.evaluation import means
 from aggregator.members import Member, Stage
+from aggregator.privacy import clipped_share
 from aggregator.round import Round
 from aggregator.store.records import ModelRecord
 from aggregator.strategies.base import Beside, Doubles, Floats, Strategy
@@ -133,7 +135,12 @@ def reported(round_: Round) -> list[Member]:
 
 
 def figures(round_: Round, prefix: str) -> dict[str, float]:
-    """Means over all examples of the counted reports, as `<prefix>_loss` and so on, and `<prefix>_examples`."""
+    """Means over all examples of the counted reports, as `<prefix>_loss` and so on, and `<prefix>_examples`.
+
+    Of a private round none: they would have no noise.
+    """
+    if round_.terms.privacy is not None:
+        return ledger.figures(round_.terms.privacy, None)
     headers = [member.header for member in reported(round_) if member.header is not None]
     examples = sum(header.examples for header in headers)
     sums: dict[str, float] = {}
@@ -146,6 +153,9 @@ def figures(round_: Round, prefix: str) -> dict[str, float]:
 
 def masked_figures(round_: Round, decoded: Decoded) -> dict[str, float]:
     """The weighted means that came beside the sum, named as those of `figures`; who took part, and who did not."""
+    noise = round_.terms.privacy
+    if noise is not None:
+        return ledger.figures(noise, clipped_share(noise, decoded.extras))
     prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
     names = {"correct": "accuracy"}
     means_ = {f"{prefix}_{names.get(name, name)}": value for name, value in decoded.extras.items()}

@@ -18,15 +18,18 @@ from aggregator import commit
 from aggregator import events as e
 from aggregator.commit import MeanSum, SingleReports
 from aggregator.evaluation import reason
+from aggregator.ledger import Ledger, figures, load_seed
 from aggregator.masked import MaskedMode
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
 from aggregator.pairwise import Change
+from aggregator.privacy import Noise, noised_mean
 from aggregator.round import Round
+from aggregator.store import privacy as privacy_store
 from aggregator.store import rounds, runs
 from aggregator.strategies.base import Strategy
 from aggregator.strategies.robust import Robust
-from aggregator.uploads import FloatSum, RingSum
+from aggregator.uploads import ClippedSum, FloatSum, RingSum
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
 
@@ -54,8 +57,16 @@ class Opened:
 class Completion:
     """Completes the rounds of one run."""
 
-    def __init__(self, means: Means, strategy: Strategy, masked: MaskedMode | None, unmask_s: int) -> None:
+    def __init__(
+        self,
+        means: Means,
+        strategy: Strategy,
+        masked: MaskedMode | None,
+        unmask_s: int,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._means = means
+        self._ledger = ledger
         self._strategy = strategy
         self._masked = masked
         self._unmask_ms = 1000 * unmask_s
@@ -84,11 +95,34 @@ class Completion:
                 raise
             await self._abandon(round_, error)
             return None
+        if not await self._charged(round_):
+            return None
         if isinstance(sum_, RingSum):
             return await self._unmask(round_, sum_, adding_ms)
+        if isinstance(sum_, ClippedSum) and round_.terms.privacy is not None:
+            return await self._add_noise(round_, sum_, round_.terms.privacy, adding_ms)
         prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
         figures = commit.figures(round_, prefix)
         return Opened(sum_, figures, PLAIN, {"aggregate": adding_ms}, commit.told(round_))
+
+    async def _charged(self, round_: Round) -> bool:
+        """Charges a private round before anything of it is opened; one that the budgets do not allow is abandoned."""
+        if self._ledger is None:
+            return True
+        try:
+            await self._ledger.charge(round_)
+        except PeerError as error:
+            await self._abandon(round_, error)
+            return False
+        return True
+
+    async def _add_noise(self, round_: Round, sum_: ClippedSum, noise: Noise, adding_ms: float) -> Opened:
+        """The mean of a plain round with the aggregator's noise: what was there before is not kept."""
+        seed = await load_seed(self._means.database, round_.terms.round_id)
+        mean, clipped = await asyncio.to_thread(
+            noised_mean, noise, sum_.total, sum_.clipped, sum_.weight, steps=sum_.steps, seed=seed
+        )
+        return Opened(MeanSum(mean), figures(noise, clipped), PLAIN, {"aggregate": adding_ms}, {})
 
     async def _unmask(self, round_: Round, sum_: RingSum, adding_ms: float) -> Opened | None:
         if self._masked is None:
@@ -161,6 +195,8 @@ class Completion:
     ) -> None:
         def both(connection: Connection) -> None:
             record(connection)
+            if round_.terms.privacy is not None:
+                privacy_store.erase_seed(connection, round_.terms.round_id)
             change.record(connection, round_.terms)
 
         await self._means.coordinator.finish(round_.terms.round_id, event, both)

@@ -20,6 +20,7 @@ from aggregator import strategies
 from aggregator.completion import Completion
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
+from aggregator.ledger import Ledger
 from aggregator.live import PASSING
 from aggregator.masked import Choose, MaskedMode, Plan, mode_of
 from aggregator.means import Means
@@ -52,7 +53,12 @@ class Driver:
         self._task = wire.task_from_bytes(run.task)
         self._strategy = strategies.make(settings.strategy, settings.strategy_options.given())
         self._masked = means.masked.get(self._task.mode)
-        self._completion = Completion(means, self._strategy, self._masked, settings.secagg.unmask_s)
+        self._ledger: Ledger | None = None
+        if settings.privacy is not None:
+            clock, random = means.clock, means.random
+            self._ledger = Ledger(means.database, settings, run.run_id, clock=clock, random=random)
+        unmask_s = settings.secagg.unmask_s
+        self._completion = Completion(means, self._strategy, self._masked, unmask_s, self._ledger)
         self._setups_failed = 0
 
     async def drive(self) -> None:
@@ -109,6 +115,7 @@ class Driver:
             vectors=self._task.rule.vectors,
             extras=tuple(self._strategy.extras(self._task.rule, self._task.max_examples).items()),
             population=len(candidates),
+            privacy=None if self._ledger is None else (await self._ledger.noise()).sized(goal),
         )
         if self._masked is not None:
             return await self._open_masked(self._masked, terms, model, candidates)
@@ -190,14 +197,16 @@ class Driver:
         """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`."""
         cohort, since, said = self._settings.cohort, self._means.clock(), ""
         while True:
-            candidates = await self._candidates()
-            needed = cohort.minimum(cohort.goal(len(candidates)))
-            if self._masked is not None:
-                needed = max(needed, self._settings.secagg.minimum)
+            everybody = await self._candidates()
+            candidates, spent = await self._affordable(everybody)
+            needed = self._needed(len(candidates))
             if len(candidates) >= needed:
                 if said:
                     await self._say("")
                 return candidates
+            if spent and len(everybody) >= self._needed(len(everybody)):
+                await self._end(RunState.FINISHED, spent)
+                return None
             now = f"{len(candidates)} clients eligible, at least {needed} needed"
             if self._means.clock() - since >= 1000 * cohort.wait_s:
                 await self._fail(f"{Code.TOO_FEW.value}: {now}, after {cohort.wait_s} s")
@@ -221,6 +230,18 @@ class Driver:
         }
         history.note(connection, run_id, "clients_considered", now, **told)
         return model, number
+
+    def _needed(self, eligible: int) -> int:
+        cohort = self._settings.cohort
+        needed = cohort.minimum(cohort.goal(eligible))
+        return needed if self._masked is None else max(needed, self._settings.secagg.minimum)
+
+    async def _affordable(self, candidates: list[ClientRecord]) -> tuple[list[ClientRecord], str]:
+        """Who may take part in one more round as far as privacy goes, and why not all."""
+        if self._ledger is None:
+            return candidates, ""
+        allowed = await self._ledger.allowed(candidates)
+        return list(allowed.records), allowed.why
 
     async def _candidates(self) -> list[ClientRecord]:
         now = self._means.clock()

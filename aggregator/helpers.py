@@ -20,8 +20,9 @@ from sqlalchemy import Connection
 
 from aggregator.epoch_records import Signing
 from aggregator.interfaces import Clock, Random, Sleep
+from aggregator.ledger import add_server_noise
 from aggregator.link import Answer, SecondParty
-from aggregator.masked import Plan, Prepared, encoding_of
+from aggregator.masked import Plan, Prepared, encoding_of, sized
 from aggregator.members import Stage, Terms
 from aggregator.pairwise import Change
 from aggregator.round import Round
@@ -102,7 +103,8 @@ class HelperRounds:
         chosen = plan.choose(cohort.selected(goal), self._random(32))
         if len(chosen) < minimum:
             raise PeerError(Code.TOO_FEW, f"{len(chosen)} clients are at hand, at least {minimum} needed.")
-        encoding = encoding_of(plan, len(chosen))
+        plan = sized(plan, len(chosen))
+        encoding = encoding_of(plan, len(chosen), minimum)
         terms = replace(
             plan.terms,
             mode=Mode.HELPER,
@@ -178,6 +180,7 @@ class HelperRounds:
         head, words = answer
         await asyncio.to_thread(check_mask_sum, request, head, words, self._calls.party.member)
         await asyncio.to_thread(self._take_off, terms.round_id, refused, words, total)
+        await add_server_noise(self._database, terms, opened.encoding, total, opened.context)
         decoded = ring.decode(opened.encoding, total, len(reports))
         return decoded, self._ending(terms, refused)
 

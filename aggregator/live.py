@@ -12,9 +12,10 @@ import structlog
 
 from aggregator import events as e
 from aggregator.members import OPEN, Terms
+from aggregator.privacy import Place, steps_per_unit
 from aggregator.round import Round
 from aggregator.store import steps
-from aggregator.uploads import DISK_RETRY_MS, FloatSum, RingSum
+from aggregator.uploads import DISK_RETRY_MS, ClippedSum, FloatSum, RingSum
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import ReportHeader
 
@@ -51,8 +52,17 @@ class Live:
         """The round's running sum, made when it is first needed."""
         if self.sum is None:
             terms = self.round.terms
-            self.sum = RingSum(terms.words, terms.encoding) if terms.is_masked else FloatSum(terms.words)
+            self.sum = _sum_of(terms)
         return self.sum
+
+
+def _sum_of(terms: Terms) -> FloatSum | RingSum:
+    if terms.is_masked:
+        return RingSum(terms.words, terms.encoding)
+    noise = terms.privacy
+    if noise is None or noise.place is not Place.SERVER:
+        return FloatSum(terms.words)
+    return ClippedSum(terms.parameters, noise.clip, steps_per_unit(noise, terms.goal))
 
 
 def range_limit(terms: Terms) -> float | None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from aggregator import privacy
 from aggregator.epochs import KeyEpochs, LiveEpoch
 from aggregator.interfaces import ClientRecord, Random
 from aggregator.live import MaskedRounds
 from aggregator.members import Terms
 from aggregator.pairwise import Change, PairwiseRounds
+from aggregator.privacy import Place
 from aggregator.round import Round
 from aggregator.store.records import ModelRecord
 from aggregator.tasks import TaskSettings
@@ -110,7 +112,8 @@ class Pairwise:
         threshold = epoch.value.state.sealed_roster.threshold
         size = len(epoch.value.members)
         minimum = min(size, max(threshold, plan.settings.cohort.minimum_reports))
-        encoding = encoding_of(plan, size)
+        plan = sized(plan, size)
+        encoding = encoding_of(plan, size, minimum)
         terms = replace(
             plan.terms,
             mode=Mode.PAIRWISE,
@@ -150,12 +153,24 @@ class Pairwise:
         )
 
 
-def encoding_of(plan: Plan, n: int) -> RingEncoding:
-    """How `n` members' updates become ring words; an evaluation has named means only. Raises RING_OVERFLOW."""
-    secagg = plan.settings.secagg
+def sized(plan: Plan, n: int) -> Plan:
+    """The plan for a round of `n` clients: what noise there is depends on their number."""
+    noise = plan.terms.privacy
+    return plan if noise is None else replace(plan, terms=replace(plan.terms, privacy=noise.sized(n)))
+
+
+def encoding_of(plan: Plan, n: int, least: int) -> RingEncoding:
+    """How `n` members' updates become ring words; an evaluation has named means only. Raises RING_OVERFLOW.
+
+    At least `least` of them are in every sum that is opened.
+    """
+    secagg, noise = plan.settings.secagg, plan.terms.privacy
     loss = Extra("loss", secagg.loss_limit)
     trains = plan.terms.kind is Kind.TRAIN
-    further = [Extra(name, bound) for name, bound in plan.terms.extras]
+    if noise is not None and noise.place is not Place.LOCAL:
+        dimension = plan.terms.parameters
+        return privacy.encoding(noise, members=n, least=least, dimension=dimension, bits=secagg.bits)
+    further = tuple(Extra(name, bound) for name, bound in plan.terms.extras)
     return ring.plan(
         n=n,
         dimension=plan.terms.vectors * plan.terms.parameters,
@@ -163,5 +178,5 @@ def encoding_of(plan: Plan, n: int) -> RingEncoding:
         clip=secagg.clip,
         max_examples=plan.terms.max_examples,
         l2_clip=secagg.l2_clip if trains else 0.0,
-        extras=(loss, *further) if trains else (loss, Extra("correct", 1.0)),
+        extras=((loss,) if noise is None else ()) + further if trains else (loss, Extra("correct", 1.0)),
     )

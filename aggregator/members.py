@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aggregator.privacy import Noise
 from fedless.protocol.messages import Encoding, Kind, Mode, ReportHeader
 
 
@@ -54,6 +55,7 @@ class Terms:
     `update_limit` in magnitude. `extra_words` are the coordinates of a masked report beside the parameters.
     An update has `vectors` times P coordinates, and beside it `extras`: names, and the most that each may be of one
     client. `population` is how many clients could have been asked.
+    `privacy` is the noise of a training round under differential privacy.
     """
 
     round_id: int
@@ -75,6 +77,7 @@ class Terms:
     vectors: int = 1
     extras: tuple[tuple[str, float], ...] = ()
     population: int = 0
+    privacy: Noise | None = None
 
     @property
     def report_bytes(self) -> int:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from aggregator.epochs import KeyEpochs, LiveEpoch, Signing
 from aggregator.interfaces import Clock, Sleep
+from aggregator.ledger import add_server_noise
 from aggregator.members import Stage, Terms
 from aggregator.round import Round
 from aggregator.store import history, masks, rounds
@@ -162,6 +163,8 @@ class PairwiseRounds:
         opened_at = self._clock()
         recovery = await self._recover(live, round_.terms, opened_at, opened_at + window_ms)
         await asyncio.to_thread(server.remove_masks, live.value, recovery, total)
+        opened = live.value.open
+        await add_server_noise(self._database, round_.terms, opened.encoding, total, live.value.context)
         state, ended, decoded = server.finish(
             live.epoch.value.state, live.value, total, sign=self._signing.sign
         )

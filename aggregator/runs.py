@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
-from aggregator import commit, planning, tasks
+from aggregator import commit, ledger, planning, tasks
 from aggregator import events as e
 from aggregator.demand import Assumed
 from aggregator.driver import Driver
@@ -53,6 +53,8 @@ class Runs:
         try:
             settings = tasks.parse(task_toml)
             mode_of(Mode(settings.mode), means.masked)
+            if settings.privacy is not None:
+                ledger.check_installed()
         except LocalError as error:  # the operator's mistake, not ours
             raise PeerError(error.code, error.detail, fix=error.fix) from error
         await self._check_masks(settings, initial)

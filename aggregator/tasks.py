@@ -15,10 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aggregator.privacy import Place, complaints, with_local_noise
 from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES, hidden, make
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
+from fedless.protocol.messages import EXAMPLES_MAX, ID, NOISE_MAX, ClientRule, Mode, Optimizer, Task
 from fedless.protocol.secagg.epochs import COHORT_MAX, MINIMUM_COHORT, Trust
 
 TASK_BYTES_MAX = 256 * 1024
@@ -163,6 +164,29 @@ class SecaggSettings(_Section):
     loss_limit: float = Field(20.0, gt=0.0, le=1e6)
 
 
+class PrivacySettings(_Section):
+    """Differential privacy (docs/privacy.md). `noise` says who adds it: the server, the helper, the members together
+    (distributed), or each client in its own training (local). Its standard deviation is `multiplier` times `clip`, the
+    L2 norm that an update (local: one example's gradient) is clipped to; `adaptive` clipping follows the `quantile` of
+    the updates' norms with `rate`. No client's epsilon, at `delta` and over all its rounds, passes `epsilon` (0: no
+    limit).
+    """  # noqa: D205
+
+    noise: Annotated[str, AfterValidator(_one_of([place.value for place in Place]))]
+    multiplier: float = Field(gt=0.0, le=NOISE_MAX)
+    clip: float = Field(gt=0.0, le=1e6)
+    adaptive: bool = False
+    quantile: float = Field(0.5, gt=0.0, lt=1.0)
+    rate: float = Field(0.2, gt=0.0, le=10.0)
+    epsilon: float = Field(0.0, ge=0.0, le=1e6)
+    delta: float = Field(1e-5, gt=0.0, lt=1.0)
+
+    @property
+    def place(self) -> Place:
+        """Who adds the noise."""
+        return Place(self.noise)
+
+
 class EvaluationSettings(_Section):
     """How models are judged: centrally every `central_every` rounds (0: never), on `devices` devices after each
     round (0: none; on their held-out examples), which have `deadline_s` seconds.
@@ -194,12 +218,13 @@ class TaskSettings(_Section):
     client: ClientSettings = ClientSettings()
     strategy_options: StrategyOptions = StrategyOptions()
     secagg: SecaggSettings = SecaggSettings()
+    privacy: PrivacySettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     stop: StopSettings = StopSettings()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
-        problems = self._strategy_complaints()
+        problems = self._strategy_complaints() + self._privacy_complaints()
         if self.mode == Mode.PAIRWISE and max(self.cohort.size, self.secagg.minimum) > COHORT_MAX:
             problems.append(f"mode pairwise: expected cohorts of at most {COHORT_MAX} clients")
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
@@ -223,6 +248,42 @@ class TaskSettings(_Section):
             )
         return problems
 
+    def _privacy_complaints(self) -> list[str]:
+        """What would be sent without noise, or noised twice over."""
+        privacy = self.privacy
+        if privacy is None:
+            return []
+        problems = list(complaints(privacy.place, Mode(self.mode), adaptive=privacy.adaptive))
+        if self.evaluation.devices:
+            problems.append(
+                "evaluation.devices: expected 0 with [privacy]: its means would be sent without noise"
+            )
+        if self.client.max_examples > 1:
+            problems.append("client.max_examples: expected none with [privacy]: every client counts the same")
+        if self.secagg.l2_clip and privacy.place is not Place.LOCAL:
+            problems.append("secagg.l2_clip: expected none with [privacy], whose own clip it is")
+        return problems + self._vectors_without_noise(privacy.place)
+
+    def _vectors_without_noise(self, place: Place) -> list[str]:
+        try:
+            strategy = make(self.strategy, self.strategy_options.given())
+        except ValueError:
+            return []  # told by the strategy
+        rule, why = strategy.client(self.client.rule()), ""
+        if rule.vectors > 1 or strategy.extras(rule, 1):
+            why = "what it reports beside the update would have no noise"
+        elif place is not Place.LOCAL and hidden(strategy):
+            why = "noise is for the sum, and it looks at single updates"
+        return [f"strategy {self.strategy} with [privacy]: {why}"] if why else []
+
+    def rule(self) -> ClientRule:
+        """What clients do with their data."""
+        rule = make(self.strategy, self.strategy_options.given()).client(self.client.rule())
+        privacy = self.privacy
+        if privacy is None or privacy.place is not Place.LOCAL:
+            return rule
+        return with_local_noise(rule, privacy.clip, privacy.multiplier)
+
     def task(self, bundle_digest: bytes, parameters: int) -> Task:
         """What clients get."""
         return Task(
@@ -230,8 +291,8 @@ class TaskSettings(_Section):
             bundle_digest=bundle_digest,
             parameters=parameters,
             mode=Mode(self.mode),
-            rule=make(self.strategy, self.strategy_options.given()).client(self.client.rule()),
-            max_examples=self.client.max_examples or MAX_EXAMPLES[Mode(self.mode)],
+            rule=self.rule(),
+            max_examples=1 if self.privacy else self.client.max_examples or MAX_EXAMPLES[Mode(self.mode)],
             holdout=self.client.holdout,
         )
 

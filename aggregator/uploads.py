@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from aggregator.blobs import disk_full, sync_folder, write_all
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import ID, Encoding
 from fedless.protocol.prg import Words, word_dtype
+from fedless.protocol.privacy import bound_before_rounding
 
 BLOCK = 1 << 18
 """Coordinates (float32) that are worked on at a time: 1 MiB."""
@@ -49,6 +51,31 @@ class FloatSum:
             self.total[start : start + len(block)] += scaled
             start += len(block)
         self.weight += weight
+
+
+class ClippedSum(FloatSum):
+    """The running sum of a private plain round: updates clipped to an L2 norm of `clip`, in whole steps, counted once.
+
+    `steps` to the unit, few enough for every sum to be exact in binary64; `clipped` says how many were longer.
+    """
+
+    def __init__(self, parameters: int, clip: float, steps: float) -> None:
+        super().__init__(parameters)
+        self.steps = steps
+        self.clipped = 0
+        self._clip = clip
+        self._bound = bound_before_rounding(clip, parameters, steps)
+
+    def add(self, file: Path, weight: int) -> None:  # noqa: ARG002 - under differential privacy all weigh the same
+        """Adds a checked report, clipped; blocks."""
+        norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in float_blocks(file)))
+        factor = self.steps * (min(1.0, self._bound / norm) if norm else 1.0)
+        start = 0
+        for block in float_blocks(file):
+            self.total[start : start + len(block)] += np.rint(np.multiply(block, factor, dtype=np.float64))
+            start += len(block)
+        self.clipped += norm > self._clip
+        self.weight += 1
 
 
 class RingSum:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from aggregator.members import ENDED, Member, Phase, Stage, Terms
+from aggregator.privacy import Noise, Place
 from aggregator.round import Round
 from aggregator.store.masks import key_epochs
 from aggregator.store.records import Ending, RunState
@@ -120,6 +121,19 @@ def newest(connection: Connection, run_id: str) -> Round | None:
     return load(connection, found[0].round_id) if found else None
 
 
+def newest_private(connection: Connection, run_id: str) -> tuple[Terms, Mapping[str, float]] | None:
+    """The run's newest committed training round with its metrics, if it has any."""
+    query = (
+        select(rounds.c.terms, rounds.c.metrics)
+        .where(rounds.c.run_id == run_id, rounds.c.kind == Kind.TRAIN.value)
+        .where(rounds.c.phase == Phase.COMMITTED.value)
+        .order_by(rounds.c.round_id.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (_terms(row.terms), row.metrics)
+
+
 def training_round(connection: Connection, run_id: str, number: int) -> int | None:
     """The id of the run's training round of this number."""
     mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value) & (rounds.c.number == number)
@@ -228,5 +242,10 @@ def _terms(values: Mapping[str, Any]) -> Terms:
             "mode": Mode(values["mode"]),
             "encoding": Encoding(values["encoding"]),
             "extras": tuple((name, bound) for name, bound in values.get("extras", ())),
+            "privacy": _noise(values.get("privacy")),
         }
     )
+
+
+def _noise(values: Mapping[str, Any] | None) -> Noise | None:
+    return None if values is None else Noise(**{**values, "place": Place(values["place"])})

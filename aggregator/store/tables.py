@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aggregator.store import fleet, functions, helper_rounds, masks, orders, schema
+from aggregator.store import fleet, functions, helper_rounds, masks, orders, privacy, schema
 
-__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "orders", "schema"]
+__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "orders", "privacy", "schema"]
 metadata = schema.metadata

@@ -113,6 +113,7 @@ class Code(Enum):
     SEED_REPEATED = "seed_repeated"
     HELPER_KEY = "helper_key"
     RING_OVERFLOW = "ring_overflow"
+    PRIVACY_BUDGET = "privacy_budget"
     # -- cloud functions
     FUNCTION_UNKNOWN = "function_unknown"
     FUNCTION_LIMIT = "function_limit"
@@ -249,6 +250,7 @@ MEANINGS: dict[Code, Meaning] = {
     Code.SEED_REPEATED: Meaning(_DENIED, "A mask seed occurs twice."),
     Code.HELPER_KEY: Meaning(_DENIED, "The helper's key is not the pinned one."),
     Code.RING_OVERFLOW: Meaning(_ARG, "The sum would not fit into the ring."),
+    Code.PRIVACY_BUDGET: Meaning(_FULL, "A client's privacy budget would be passed."),
     Code.FUNCTION_UNKNOWN: Meaning(_MISSING, "The platform knows no such function."),
     Code.FUNCTION_LIMIT: Meaning(_PRE, "The task does not fit the platform's limits."),
     Code.FUNCTION_FAILED: Meaning(_OWN, "The cloud function failed."),

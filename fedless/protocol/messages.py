@@ -160,6 +160,8 @@ class ClientRule:
     `fair_q` (0: off) weighs it by the loss before training, up to `fair_limit` (q-FedAvg, Li et al. 2020), `control`
     corrects each step by control variates and reports their change behind the update (SCAFFOLD, Karimireddy et al.
     2020).
+    With `example_noise` above 0 each step is one of DP-SGD (Abadi et al. 2016): every example's gradient is clipped to
+    an L2 norm of `example_clip`, and the sum gets Gaussian noise of `example_noise` times that.
     """
 
     optimizer: Optimizer = Optimizer.SGD
@@ -178,6 +180,8 @@ class ClientRule:
     fair_q: float = 0.0
     fair_limit: float = 0.0
     control: bool = False
+    example_clip: float = 0.0
+    example_noise: float = 0.0
 
     @property
     def vectors(self) -> int:

@@ -368,7 +368,7 @@ def counted(clients: Sequence[str]) -> list[float]:
     return found
 
 
-KNOWN = {"loss": 2.0, "correct": 0.5, "normalizer": 5.0, "fair_weight": 4.0}
+KNOWN = {"loss": 2.0, "correct": 0.5, "normalizer": 5.0, "fair_weight": 4.0, "clipped": 0.0}
 """What a masked client says of itself, by the names that encodings ask for."""
 
 

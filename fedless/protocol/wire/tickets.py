@@ -21,7 +21,7 @@ from fedless.protocol.wire.checks import (
 )
 from fedless.v1 import core_pb2
 
-LATER = frozenset({"normalized", "fair_q", "fair_limit", "control"})
+LATER = frozenset({"normalized", "fair_q", "fair_limit", "control", "example_clip", "example_noise"})
 """Fields of a client rule that the first version did not know."""
 _DEFAULTS = m.ClientRule()
 
@@ -136,6 +136,8 @@ def _checked_rule(rule: m.ClientRule) -> m.ClientRule:
         "proximal_mu",
         "fair_q",
         "fair_limit",
+        "example_clip",
+        "example_noise",
     ):
         number(getattr(rule, name), 0.0, 1e6, f"rule.{name}")
     for name in ("normalized", "control"):

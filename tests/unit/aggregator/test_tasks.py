@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -29,7 +30,7 @@ def complaint(text: str) -> str:
 def fields(kind: type[BaseModel], prefix: str = "") -> list[str]:
     found: list[str] = []
     for name, field in kind.model_fields.items():
-        inner = field.annotation
+        inner = next(iter(get_args(field.annotation)), field.annotation)  # of a section that may be left out
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             found += fields(inner, f"{name}.")
         else:
@@ -39,7 +40,7 @@ def fields(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def test_the_sample_names_every_field_with_its_default() -> None:
     text = SAMPLE.read_text()
-    uncommented = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE).replace("fraction = 0.1", "")
+    uncommented = re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE).replace("fraction = 0.1", "")
     uncommented = re.sub(r"^\[strategy_options\].*?^\[", "[", uncommented, flags=re.MULTILINE | re.DOTALL)
     told = tasks.parse(uncommented)  # without the options: no strategy has all of them
     for path in fields(tasks.TaskSettings):
@@ -130,3 +131,45 @@ def test_what_clients_get() -> None:
     assert wire.task_from_bytes(wire.task_to_bytes(task)) == task
     assert (task.mode, task.rule.optimizer, task.rule.local_epochs) == (Mode.PAIRWISE, Optimizer.ADAM, 2)
     assert (task.parameters, task.max_examples) == (582_026, 500)
+
+
+PRIVACY = '\n[privacy]\nnoise = "{noise}"\nmultiplier = 1.0\nclip = 0.5\n{more}\n'
+
+
+@pytest.mark.parametrize(
+    ("noise", "mode", "more", "said"),
+    [
+        ("distributed", "helper", "", "privacy.noise distributed: expected mode pairwise"),
+        ("distributed", "plain", "", "privacy.noise distributed: expected mode pairwise"),
+        ("helper", "pairwise", "", "privacy.noise helper: expected mode helper"),
+        ("local", "plain", "adaptive = true", "privacy.adaptive: expected false with local noise"),
+        ("server", "plain", "[evaluation]\ndevices = 3", "evaluation.devices: expected 0 with [privacy]"),
+        (
+            "server",
+            "plain",
+            "[client]\nmax_examples = 100",
+            "client.max_examples: expected none with [privacy]",
+        ),
+        ("server", "pairwise", "[secagg]\nl2_clip = 1.0", "secagg.l2_clip: expected none with [privacy]"),
+        ("laplace", "plain", "", "privacy.noise: expected one of server, helper, distributed, local"),
+    ],
+)
+def test_private_task_that_would_send_a_coordinate_without_noise_is_refused(
+    noise: str, mode: str, more: str, said: str
+) -> None:
+    text = GOOD.replace("rounds = 3", f'rounds = 3\nmode = "{mode}"') + PRIVACY.format(noise=noise, more=more)
+    assert said in complaint(text)
+
+
+@pytest.mark.parametrize("strategy", ["fednova", "scaffold", "qfedavg", "median"])
+def test_strategy_whose_reports_say_more_than_a_mean_is_refused_with_privacy(strategy: str) -> None:
+    options = {"qfedavg": "[strategy_options]\nq = 1.0\nlimit = 10.0\n"}.get(strategy, "")
+    text = GOOD.replace("rounds = 3", f'rounds = 3\nmode = "plain"\nstrategy = "{strategy}"')
+    assert "with [privacy]" in complaint(text + PRIVACY.format(noise="server", more=options))
+
+
+def test_local_noise_goes_into_the_clients_rule_and_everybody_weighs_the_same() -> None:
+    task = tasks.parse(GOOD + PRIVACY.format(noise="local", more="")).task(bytes(32), 5)
+    assert (task.rule.example_clip, task.rule.example_noise, task.max_examples) == (0.5, 1.0, 1)
+    task = tasks.parse(GOOD + PRIVACY.format(noise="distributed", more="")).task(bytes(32), 5)
+    assert (task.rule.example_clip, task.rule.example_noise, task.max_examples) == (0.0, 0.0, 1)
