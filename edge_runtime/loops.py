@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from edge_runtime.rules import Given, finish
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.manifest import Input, Label, Model
 from fedless.protocol.messages import ClientRule
+
+if TYPE_CHECKING:
+    from edge_runtime.dpsgd import PrivateGradients
 
 Emit = Callable[[Mapping[str, object]], None]
 Graph = Callable[..., Mapping[str, NDArray[Any]]]
@@ -78,11 +81,19 @@ class Work:
 NOTHING_GIVEN = Given()
 
 
-def train(work: Work, rule: ClientRule, emit: Emit, given: Given = NOTHING_GIVEN) -> Result:
+def train(
+    work: Work,
+    rule: ClientRule,
+    emit: Emit,
+    given: Given = NOTHING_GIVEN,
+    private: PrivateGradients | None = None,
+) -> Result:
     """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first.
 
     `sums` has the loss of the last local epoch, before each step; of a part of it, if `max_steps` ended it. What a
-    strategy's rule makes of both: `rules`. Raises `PeerError(NOT_FINITE)` if training diverged.
+    strategy's rule makes of both: `rules`. With `private` each step is one of DP-SGD, and `sums` is empty: a loss would
+    have no noise. Raises `PeerError(NOT_FINITE)` if
+    training diverged.
     """
     model, count = work.model, work.indices.size
     weights = work.parameters.copy()
@@ -99,9 +110,11 @@ def train(work: Work, rule: ClientRule, emit: Emit, given: Given = NOTHING_GIVEN
         if at == 0:
             order, loss_sum, seen = random.permutation(work.indices), 0.0, 0
         batch = order[at : at + model.batch]
-        work.feed.fill(batch)
-        outputs = work.graph(params=weights, **work.feed.arrays, **noise.draw())
-        gradient, loss = _gradient(outputs, model)
+        if private is None:
+            gradient, loss = _batch_gradient(work, weights, batch, noise)
+        else:
+            ones = (_batch_gradient(work, weights, batch[i : i + 1], noise)[0] for i in range(batch.size))
+            gradient, loss = private.mean(ones), 0.0
         loss_sum, seen = loss_sum + loss * batch.size, seen + batch.size
         optimizer.step(weights, gradient)
         reporter.step(step + 1, step // per_epoch + 1, loss)
@@ -113,9 +126,17 @@ def train(work: Work, rule: ClientRule, emit: Emit, given: Given = NOTHING_GIVEN
             fix="Lower the task's learning rate.",
         )
     update, told = finish(rule, weights, total, given)
-    sums = {"loss": loss_sum / seen, **told}
-    sums = {name: value * count for name, value in sums.items()}
+    means = {} if private is not None else {"loss": loss_sum / seen, **told}
+    sums = {name: value * count for name, value in means.items()}
     return Result(count, total, sums, update.shape, update.data.cast("B"))
+
+
+def _batch_gradient(
+    work: Work, weights: Vector, batch: NDArray[np.intp], noise: _Noise
+) -> tuple[Vector, float]:
+    """The mean gradient, float32[P], and loss of these examples, at most a batch of them."""
+    work.feed.fill(batch)
+    return _gradient(work.graph(params=weights, **work.feed.arrays, **noise.draw()), work.model)
 
 
 def _gradient(outputs: Mapping[str, NDArray[Any]], model: Model) -> tuple[Vector, float]:

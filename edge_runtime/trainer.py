@@ -7,6 +7,7 @@ round. It holds no key and needs no network. The only module that imports the TF
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import sys
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ except ImportError:
         from tflite_runtime.interpreter import Interpreter
     except ImportError:
         Interpreter = None
+
+if TYPE_CHECKING:
+    from edge_runtime.dpsgd import PrivateGradients
 
 
 class Graph:
@@ -70,6 +74,7 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     clock = _Clock()
     directory = Path(job.function_dir)
     manifest = parse_bytes((directory / MANIFEST_FILE).read_bytes())
+    private = _private(job, manifest)
     _confine(job, manifest)
     if job.kind is JobKind.INVOKE:
         return _invoke(job, manifest)
@@ -85,7 +90,7 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     work = loops.Work(model, graph, loops.Feed(model, dataset, labels=labels), indices, start)
     clock.lap("load_ms")
     if job.kind is JobKind.TRAIN:
-        result = loops.train(work, job.rule, emit, _given(job, work, directory))
+        result = loops.train(work, job.rule, emit, _given(job, work, directory), private)
     elif job.kind is JobKind.EVALUATE:
         result = loops.evaluate(work)
     else:
@@ -93,6 +98,15 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     clock.lap(f"{job.kind}_ms")
     result.timings_ms = clock.laps
     return result
+
+
+def _private(job: Job, manifest: Manifest) -> PrivateGradients | None:
+    """What local differential privacy needs, before the way to its modules is shut; None without."""
+    if not job.rule.example_noise or manifest.model is None or job.kind is not JobKind.TRAIN:
+        return None
+    from edge_runtime.dpsgd import PrivateGradients  # noqa: PLC0415  (cryptography, which others do without)
+
+    return PrivateGradients(job.rule, manifest.model.parameters, manifest.model.batch, os.urandom(32))
 
 
 def _confine(job: Job, manifest: Manifest) -> None:

@@ -82,6 +82,14 @@ def test_training_gives_a_delta_that_lowers_the_loss(make: Make, tmp_path: Path)
     assert 10 < outcome.peak_rss_mb < 200
 
 
+def test_private_training_has_fresh_noise_each_time_and_tells_no_loss(make: Make) -> None:
+    private = ClientRule(learning_rate=0.1, example_clip=1.0, example_noise=1.0, max_steps=1)
+    first, second = run(make(rule=private)), run(make(rule=private))
+    assert first.sums == {}
+    apart = delta(first) - delta(second)  # one step: z C lr / B in each of both, since the batch is the same
+    assert float(apart.std()) == pytest.approx(np.sqrt(2) * 0.1 / 32, rel=0.05)
+
+
 def test_the_same_seed_gives_the_same_update(make: Make) -> None:
     assert run(make()).payload == run(make()).payload
 
