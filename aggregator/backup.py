@@ -282,7 +282,7 @@ def _begin_anew(draft: Path, contents: Contents, now_ms: int) -> None:
 
 def _abandon(connection: Connection, now_ms: int) -> None:
     """As when each run is stopped, but that the runs go on: with new rounds and key epochs."""
-    for run_id in runs.running(connection):
+    for run_id in runs.going_on(connection):
         history.note(connection, run_id, "aggregator_restored", now_ms)
         masks.end_all(connection, run_id, STOPPED, now_ms)
     for round_id in rounds.unended(connection):

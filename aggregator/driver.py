@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from aggregator import events as e
 from aggregator import strategies
 from aggregator.completion import Completion
+from aggregator.coordinator import RecordTerms
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
 from aggregator.ledger import Ledger
@@ -41,6 +42,10 @@ RESTING_TOLD = 200
 """Clients whose rest is written down for each round, at most."""
 T = TypeVar("T")
 log = structlog.get_logger()
+
+
+class _PausedError(Exception):
+    """A round was about to open in a run that does not open any now."""
 
 
 class Driver:
@@ -99,7 +104,7 @@ class Driver:
     # -- opening
 
     async def _open_training(self) -> int | None:
-        """Opens the next round; None if the run ended while it waited for clients."""
+        """Opens the next round; None if the run ended, or was paused, while it waited for clients."""
         cohort = self._settings.cohort
         candidates = await self._enough_candidates()
         if candidates is None:
@@ -121,7 +126,7 @@ class Driver:
             return await self._open_masked(self._masked, terms, model, candidates)
         choose = await self._choice(terms, candidates)
         chosen = choose(cohort.selected(goal), self._means.random(32))
-        return await self._means.coordinator.open(terms, chosen)
+        return await self._open(terms, chosen)
 
     async def _choice(self, terms: Terms, candidates: Sequence[ClientRecord]) -> Choose:
         """How the task draws clients for this round."""
@@ -157,8 +162,9 @@ class Driver:
         now, left = self._means.clock(), prepared.terms.deadline_at_ms - prepared.terms.opened_at_ms
         terms = replace(prepared.terms, opened_at_ms=now, deadline_at_ms=now + left)
         change = prepared.change
-        round_id = await self._means.coordinator.open(terms, prepared.cohort, change.record)
-        change.then()
+        round_id = await self._open(terms, prepared.cohort, change.record)
+        if round_id is not None:
+            change.then()
         return round_id
 
     async def _open_evaluation(self, trained: Terms, version: int) -> int | None:
@@ -173,7 +179,23 @@ class Driver:
         if self._masked is not None:
             model = await self._store(lambda c: runs.model(c, self._run.run_id, version))
             return await self._open_masked(self._masked, terms, model, candidates)
-        return await self._means.coordinator.open(replace(terms, goal=count), chosen)
+        return await self._open(replace(terms, goal=count), chosen)
+
+    async def _open(
+        self, terms: Terms, cohort: Sequence[str], record: RecordTerms | None = None
+    ) -> int | None:
+        """Opens a round; None, and nothing is recorded, if the run was paused meanwhile."""
+
+        def unless_paused(connection: Connection, opened: Terms) -> None:
+            if runs.state(connection, opened.run_id) is not RunState.RUNNING:
+                raise _PausedError
+            if record is not None:
+                record(connection, opened)
+
+        try:
+            return await self._means.coordinator.open(terms, cohort, unless_paused)
+        except _PausedError:
+            return None
 
     def _terms(self, kind: Kind, number: int, version: int, deadline_s: int) -> Terms:
         now = self._means.clock()
@@ -208,6 +230,8 @@ class Driver:
                 await self._end(RunState.FINISHED, spent)
                 return None
             now = f"{len(candidates)} clients eligible, at least {needed} needed"
+            if await self._store(lambda c: runs.state(c, self._run.run_id)) is not RunState.RUNNING:
+                return None
             if self._means.clock() - since >= 1000 * cohort.wait_s:
                 await self._fail(f"{Code.TOO_FEW.value}: {now}, after {cohort.wait_s} s")
                 return None
@@ -297,7 +321,7 @@ class Driver:
     # -- ending
 
     async def _ended(self) -> bool:
-        """Whether the run is over; if it is and nobody said so yet, says so."""
+        """Whether the run is over, or paused; if it is over and nobody said so yet, says so."""
         run_id, limit = self._run.run_id, self._settings.round.abandon_limit
         record, model, last = await self._store(
             lambda c: (runs.load(c, run_id), runs.newest_model(c, run_id), rounds.last(c, run_id, limit))

@@ -1,6 +1,7 @@
-"""The runs of this fleet: start, stop, show, watch, and go on after a restart.
+"""The runs of this fleet: start, pause, stop, show, watch, and go on after a restart.
 
-Called by the Operator service. Each run that is not over has a driver; the database says which.
+Called by the Operator service. Each run that is not over has a driver, a paused one while it completes its last
+round; the database says which.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from aggregator.means import Means
 from aggregator.plan import Plan
 from aggregator.planning import Package
 from aggregator.store import history, masks, rounds, runs
-from aggregator.store.records import Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
+from aggregator.store.records import GOING_ON, Invocation, ModelRecord, RunEvent, RunInfo, RunRecord, RunState
 from aggregator.uploads import Spool
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
@@ -29,6 +30,7 @@ from fedless.protocol.messages import Mode
 
 WATCH_S = 25
 STOPPED = "stopped by the operator"
+PAUSED = "paused by the operator"
 log = structlog.get_logger()
 
 
@@ -40,6 +42,7 @@ class Runs:
         self._spool = spool
         self._news = news
         self._drivers: dict[str, asyncio.Task[None]] = {}
+        self._resumed: set[str] = set()
 
     async def start(
         self, task_toml: str, bundle: bytes, initial: bytes, test_set: bytes | None = None
@@ -128,14 +131,14 @@ class Runs:
         means, now = self._means, self._means.clock()
 
         def work(connection: Connection) -> bool:
-            if runs.load(connection, run_id).state is not RunState.RUNNING:
+            if runs.state(connection, run_id) not in GOING_ON:
                 return False
             runs.set_state(connection, run_id, RunState.STOPPED, STOPPED, now)
             masks.end_all(connection, run_id, STOPPED, now)
             return True
 
         if await means.database.run(work):
-            await self.pause(run_id)
+            await self.halt(run_id)
             await self._stop_rounds(await means.database.run(lambda c: rounds.unended(c, run_id)))
             last = await means.database.run(lambda c: rounds.newest(c, run_id))
             masked = None if last is None else means.masked.get(last.terms.mode)
@@ -144,6 +147,37 @@ class Runs:
             await means.database.run(lambda c: history.note(c, run_id, "run_stopped", means.clock()))
             self._news.tell(run_id)
         return await self.show(run_id)
+
+    async def pause(self, run_id: str) -> RunInfo:
+        """Opens no more rounds of a run until `resume`, over restarts too; its open round goes on to its end.
+
+        A paused run stays so. Raises UNKNOWN_RUN, or WRONG_STATE for one that has ended.
+        """
+        await self._change(run_id, RunState.PAUSED, PAUSED, "run_paused")
+        return await self.show(run_id)
+
+    async def resume(self, run_id: str) -> RunInfo:
+        """Lets a paused run go on; one that runs does so anyway. Raises UNKNOWN_RUN, or WRONG_STATE if it has ended."""
+        await self._change(run_id, RunState.RUNNING, "", "run_resumed")
+        if run_id in self._drivers:
+            self._resumed.add(run_id)  # it may be at its end already
+        else:
+            self._drive(await self._means.database.run(lambda c: runs.load(c, run_id)))
+        return await self.show(run_id)
+
+    async def _change(self, run_id: str, state: RunState, reason: str, event: str) -> None:
+        now = self._means.clock()
+
+        def work(connection: Connection) -> None:
+            before = runs.state(connection, run_id)
+            if before not in GOING_ON:
+                raise PeerError(Code.WRONG_STATE, f"Run {run_id} is {before.value}.")
+            if before is not state:
+                runs.set_state(connection, run_id, state, reason, now)
+                history.note(connection, run_id, event, now)
+
+        await self._means.database.run(work)
+        self._news.tell(run_id)
 
     async def list(self) -> Sequence[RunInfo]:
         """Every run, the oldest first."""
@@ -167,7 +201,7 @@ class Runs:
             for event in events:
                 after = event.sequence
                 yield event
-            if not events and state is not RunState.RUNNING and run_id not in self._drivers:
+            if not events and state not in GOING_ON and run_id not in self._drivers:
                 return
             if not events:
                 await changed.wait()
@@ -176,17 +210,17 @@ class Runs:
         """At the service's start: every run that is not over goes on where it was."""
         database = self._means.database
         await self._spool.keep_only(set(await database.run(rounds.unended)))
-        for run_id in await database.run(runs.running):
+        for run_id in await database.run(runs.going_on):  # a paused one may have a round to complete
             self._drive(await database.run(partial(runs.load, run_id=run_id)))
         await self._stop_rounds(await database.run(rounds.orphans))  # killed in the middle of a stop
 
     async def close(self) -> None:
         """Stops driving; the runs go on after the next start."""
         for run_id in list(self._drivers):
-            await self.pause(run_id)
+            await self.halt(run_id)
         await self._means.coordinator.close()
 
-    async def pause(self, run_id: str) -> None:
+    async def halt(self, run_id: str) -> None:
         """Stops driving a run: open rounds still take reports, nothing is committed until a new start."""
         task = self._drivers.get(run_id)
         if task is not None:
@@ -201,12 +235,16 @@ class Runs:
         driver = Driver(self._means, record, tasks.parse(record.settings))
         task = asyncio.create_task(driver.drive(), name=f"run {record.run_id}")
         self._drivers[record.run_id] = task
-        task.add_done_callback(lambda _task: self._forget(record.run_id))
+        task.add_done_callback(lambda _task: self._forget(record))
 
-    def _forget(self, run_id: str) -> None:
+    def _forget(self, record: RunRecord) -> None:
+        run_id = record.run_id
         task = self._drivers.pop(run_id, None)
         if task is not None and not task.cancelled() and task.exception() is not None:
             log.error("driver_failed", run=run_id)
+        elif task is not None and not task.cancelled() and run_id in self._resumed:
+            self._resumed.discard(run_id)
+            self._drive(record)
         self._news.tell(run_id)
 
 

@@ -137,6 +137,16 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
         return _run_to_pb(await self._runs.show(request.run_id))
 
     @guarded(OPERATORS)
+    async def PauseRun(self, request: pb.RunRequest, _caller: Caller) -> pb.RunInfo:  # noqa: N802
+        """Opens no more rounds of a run for now."""
+        return _run_to_pb(await self._runs.pause(request.run_id))
+
+    @guarded(OPERATORS)
+    async def ResumeRun(self, request: pb.RunRequest, _caller: Caller) -> pb.RunInfo:  # noqa: N802
+        """Lets a paused run go on."""
+        return _run_to_pb(await self._runs.resume(request.run_id))
+
+    @guarded(OPERATORS)
     async def ListRuns(self, _request: pb.ListRunsRequest, _caller: Caller) -> pb.ListRunsReply:  # noqa: N802
         """All runs."""
         return pb.ListRunsReply(runs=[_run_to_pb(info) for info in await self._runs.list()])

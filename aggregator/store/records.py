@@ -17,9 +17,14 @@ class RunState(StrEnum):
     """Where a run is."""
 
     RUNNING = "running"
+    PAUSED = "paused"  # no new round is opened until somebody resumes it
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+GOING_ON = (RunState.RUNNING, RunState.PAUSED)
+"""States of runs that have not ended."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from aggregator.members import ENDED, Member, Phase, Stage, Terms
 from aggregator.privacy import Noise, Place
 from aggregator.round import Round
 from aggregator.store.masks import key_epochs
-from aggregator.store.records import Ending, RunState
+from aggregator.store.records import GOING_ON, Ending
 from aggregator.store.schema import cohort, models, rounds, runs
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
@@ -97,7 +97,7 @@ def orphans(connection: Connection) -> list[int]:
         select(rounds.c.round_id)
         .join(runs)
         .where(rounds.c.phase.not_in([phase.value for phase in ENDED]))
-        .where(runs.c.state != RunState.RUNNING.value)
+        .where(runs.c.state.not_in([state.value for state in GOING_ON]))
     )
     return [row.round_id for row in connection.execute(query)]
 

@@ -9,7 +9,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from aggregator.members import Stage
-from aggregator.store.records import Invocation, ModelRecord, RoundInfo, RunInfo, RunRecord, RunState
+from aggregator.store.records import (
+    GOING_ON,
+    Invocation,
+    ModelRecord,
+    RoundInfo,
+    RunInfo,
+    RunRecord,
+    RunState,
+)
 from aggregator.store.schema import cohort, model_state, models, rounds, runs
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Kind
@@ -80,7 +88,7 @@ def blobs(connection: Connection) -> set[bytes]:
 
 def set_state(connection: Connection, run_id: str, state: RunState, reason: str, now_ms: int) -> None:
     """Changes where the run is; with an ended state also when it ended."""
-    ended = 0 if state is RunState.RUNNING else now_ms
+    ended = 0 if state in GOING_ON else now_ms
     values = {"state": state.value, "reason": reason, "ended_at_ms": ended}
     connection.execute(update(runs).where(runs.c.run_id == run_id).values(values))
 
@@ -99,9 +107,14 @@ def load(connection: Connection, run_id: str) -> RunRecord:
     )
 
 
-def running(connection: Connection) -> list[str]:
-    """Ids of the runs that go on."""
-    query = select(runs.c.run_id).where(runs.c.state == RunState.RUNNING.value)
+def state(connection: Connection, run_id: str) -> RunState:
+    """Where a run is; raises `PeerError` UNKNOWN_RUN."""
+    return RunState(_row(connection, run_id).state)
+
+
+def going_on(connection: Connection) -> list[str]:
+    """Ids of the runs that have not ended, the paused ones too."""
+    query = select(runs.c.run_id).where(runs.c.state.in_([state.value for state in GOING_ON]))
     return [row.run_id for row in connection.execute(query.order_by(runs.c.started_at_ms))]
 
 

@@ -73,7 +73,7 @@ runs = Table(
     Column("task", LargeBinary, nullable=False),
     Column("bundle_digest", LargeBinary(32), nullable=False),
     Column("test_set_digest", LargeBinary(32), nullable=False),  # empty: no central evaluation
-    Column("state", String(16), nullable=False),  # running, finished, stopped, failed
+    Column("state", String(16), nullable=False),  # a `RunState`
     Column("reason", Text, nullable=False, default=""),  # why it ended, or what it waits for
     Column("rounds_wanted", Integer, nullable=False),
     Column("started_at_ms", BigInteger, nullable=False),

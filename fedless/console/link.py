@@ -174,6 +174,16 @@ class Link:
         info: RunInfo = self._call(self._stub.StopRun, operator_pb2.RunRequest(run_id=run_id))
         return info
 
+    def pause_run(self, run_id: str) -> RunInfo:
+        """Opens no more rounds of a run for now."""
+        info: RunInfo = self._call(self._stub.PauseRun, operator_pb2.RunRequest(run_id=run_id))
+        return info
+
+    def resume_run(self, run_id: str) -> RunInfo:
+        """Lets a paused run go on."""
+        info: RunInfo = self._call(self._stub.ResumeRun, operator_pb2.RunRequest(run_id=run_id))
+        return info
+
     def runs(self) -> list[RunInfo]:
         """All runs, without their rounds."""
         return list(self._call(self._stub.ListRuns, operator_pb2.ListRunsRequest()).runs)

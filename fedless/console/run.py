@@ -1,4 +1,4 @@
-"""`fedless run`: start, list, show, watch and stop runs. `fedless model export` is in `model.py`."""
+"""`fedless run`: start, list, show, watch, pause, resume and stop runs. `fedless model export` is in `model.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedless.protocol.messages import Mode
 
 app = typer.Typer(no_args_is_help=True)
 PUBLISHER_KEY = Path("publisher") / "publisher.key"
-RUNNING = "running"
+GOING_ON = ("running", "paused")
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 
 
@@ -99,6 +99,24 @@ def stop(run: RunId, fleet: FleetOption = None) -> None:
 app.command()(why)
 
 
+@app.command()
+def pause(run: RunId, fleet: FleetOption = None) -> None:
+    """Open no more rounds of a run until `resume`, over restarts too; its open round goes on to its end."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        info = operator.pause_run(run)
+    still = [each.number for each in info.rounds if not each.ended_at_ms]
+    later = f"; round {still[0]} goes on to its end" if still else ""
+    typer.echo(f"{info.run_id} is {info.state}{later}.")
+
+
+@app.command()
+def resume(run: RunId, fleet: FleetOption = None) -> None:
+    """Let a paused run go on. After a restart of the aggregator every run goes on by itself, unless it is paused."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        info = operator.resume_run(run)
+    typer.echo(f"{info.run_id} is {info.state} from model version {info.model_version} on.")
+
+
 def _begin(operator: link.Link, text: str, digests: list[bytes]) -> str:
     """Starts a run; a fleet that is too small for masks is asked whether it wants plain rounds."""
     try:
@@ -159,7 +177,7 @@ def _follow(operator: link.Link, run_id: str) -> None:
     with Progress() as progress:
         info = operator.run(run_id)
         _tell(progress, info, told)
-        if info.state == RUNNING:
+        if info.state in GOING_ON:
             for event in operator.watch(run_id):
                 if not event.client_id:  # the run's or a round's own event, not one of a client
                     _tell(progress, operator.run(run_id), told)
@@ -175,7 +193,7 @@ def _tell(progress: Progress, info: link.RunInfo, told: set[int]) -> None:
     progress.rounds(info.model_version, info.rounds_wanted)
     progress.now(info.reason or info.task_name)
     # The newest round's model may still be evaluated: it is told when the next one opens, or at the end.
-    settled = info.rounds[:-1] if info.state == RUNNING else info.rounds
+    settled = info.rounds[:-1] if info.state in GOING_ON else info.rounds
     for each in settled:
         if each.ended_at_ms and each.round_id not in told:
             told.add(each.round_id)

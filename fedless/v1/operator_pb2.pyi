@@ -554,7 +554,7 @@ class RunInfo(_message.Message):
     run_id: _builtins.str
     task_name: _builtins.str
     state: _builtins.str
-    """"running", "finished", "stopped", "failed" """
+    """"running", "paused", "finished", "stopped", "failed" """
     reason: _builtins.str
     rounds_wanted: _builtins.int
     model_version: _builtins.int

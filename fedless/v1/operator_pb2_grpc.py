@@ -139,6 +139,16 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.ListOrdersReply.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/fedless.v1.Operator/PauseRun',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/fedless.v1.Operator/ResumeRun',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -281,6 +291,19 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -388,6 +411,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ListOrders,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.ListOrdersReply.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RunRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.RunInfo.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RunRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.RunInfo.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -957,6 +990,60 @@ class Operator:
             '/fedless.v1.Operator/ListOrders',
             fedless_dot_v1_dot_operator__pb2.ListOrdersRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.ListOrdersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/PauseRun',
+            fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ResumeRun',
+            fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,9 @@ class OperatorStub:
     ShowOrder: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ShowOrderRequest, _operator_pb2.OrderInfo]
     """An order and its results; waits up to 25 s for more results than `settled`."""
     ListOrders: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOrdersRequest, _operator_pb2.ListOrdersReply]
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]
+    """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -101,6 +104,9 @@ class OperatorAsyncStub(OperatorStub):
     ShowOrder: _aio.UnaryUnaryMultiCallable[_operator_pb2.ShowOrderRequest, _operator_pb2.OrderInfo]  # type: ignore[assignment]
     """An order and its results; waits up to 25 s for more results than `settled`."""
     ListOrders: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOrdersRequest, _operator_pb2.ListOrdersReply]  # type: ignore[assignment]
+    PauseRun: _aio.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]  # type: ignore[assignment]
+    """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]  # type: ignore[assignment]
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -261,5 +267,20 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.ListOrdersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListOrdersReply, _abc.Awaitable[_operator_pb2.ListOrdersReply]]: ...
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _operator_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RunInfo, _abc.Awaitable[_operator_pb2.RunInfo]]:
+        """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _operator_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RunInfo, _abc.Awaitable[_operator_pb2.RunInfo]]: ...
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -201,9 +201,12 @@ def test_a_run_is_shown_with_its_rounds(database: Database) -> None:
 
 
 def test_run_states(database: Database) -> None:
-    assert database.run_now(runs.running) == ["run-1"]
+    assert database.run_now(runs.going_on) == ["run-1"]
+    database.run_now(lambda c: runs.set_state(c, "run-1", RunState.PAUSED, "", NOW + 5))
+    assert database.run_now(runs.going_on) == ["run-1"]
+    assert database.run_now(lambda c: runs.show(c, "run-1")).ended_at_ms == 0
     database.run_now(lambda c: runs.set_state(c, "run-1", RunState.FAILED, "too few", NOW + 5))
-    assert database.run_now(runs.running) == []
+    assert database.run_now(runs.going_on) == []
     info = database.run_now(lambda c: runs.show(c, "run-1"))
     assert (info.state, info.reason, info.ended_at_ms) == (RunState.FAILED, "too few", NOW + 5)
 

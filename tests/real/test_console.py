@@ -265,7 +265,7 @@ def test_bundle_of_an_unknown_publisher_is_refused(fleet: RunningFleet, tmp_path
     fails("run", "start", task, "--fleet", fleet.folder, says="publisher")
 
 
-def test_run_is_started_listed_shown_and_stopped(fleet: RunningFleet, tmp_path: Path) -> None:
+def test_run_is_started_listed_shown_paused_resumed_and_stopped(fleet: RunningFleet, tmp_path: Path) -> None:
     function = Path(__file__).parents[2] / "examples" / "mnist" / "function-mlp"
     task = tmp_path / "task.toml"
     task.write_text(f'function = "{function}"\n{REST}wait_s = 600\n')
@@ -274,6 +274,11 @@ def test_run_is_started_listed_shown_and_stopped(fleet: RunningFleet, tmp_path: 
     run = started.stdout.strip()
     assert run in fedless("run", "list", "--fleet", fleet.folder).stdout
     assert "state    running" in fedless("run", "show", run, "--fleet", fleet.folder).stdout
+    assert f"{run} is paused." in fedless("run", "pause", run, "--fleet", fleet.folder).stdout
+    shown = fedless("run", "show", run, "--fleet", fleet.folder).stdout
+    assert "state    paused: paused by the operator" in shown
+    resumed = fedless("run", "resume", run, "--fleet", fleet.folder).stdout
+    assert f"{run} is running from model version 0 on." in resumed
     stopped = fedless("run", "stop", run, "--fleet", fleet.folder)
     assert f"{run} is stopped; its newest model is version 0." in stopped.stdout
     watched = fedless("run", "watch", run, "--fleet", fleet.folder)

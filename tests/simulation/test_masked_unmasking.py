@@ -23,7 +23,7 @@ async def closed_round(world: MaskedWorld) -> tuple[Round, dict[str, bytes]]:
         client.leaves_before = "answer"
     run_id = await world.begin(masked_task(size=len(world.clients)))
     await world.happened("unmask_requested")
-    await world.runs.pause(run_id)
+    await world.runs.halt(run_id)
     [masked] = await world.masked(run_id)
     answers = {client.id: client.answer(codec.dumps(masked.request)) for client in world.clients}
     return await world.coordinator.closed(masked.open.round_id), answers

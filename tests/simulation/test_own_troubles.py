@@ -120,7 +120,7 @@ async def test_a_connection_that_breaks_in_the_middle_of_a_step_does_not_cut_it_
 async def test_a_model_that_comes_after_the_stop_is_not_written(world: World) -> None:
     run_id = await world.start(task(size=2))
     cohort = await world.cohort(2)
-    await world.runs.pause(run_id)  # so that the round stays committing
+    await world.runs.halt(run_id)  # so that the round stays committing
     for client_id in cohort:
         await world.report(client_id)
     round_id = (await world.ticket(cohort[0])).round_id

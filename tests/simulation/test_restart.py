@@ -111,7 +111,7 @@ async def test_restart_between_closing_and_commit(world: World) -> None:
     cohort = await world.cohort(4)
     for client_id in cohort[:-1]:
         await world.report(client_id)
-    await world.runs.pause(run_id)  # nobody commits
+    await world.runs.halt(run_id)  # nobody commits
     await world.report(cohort[-1])
     assert (await world.runs.show(run_id)).rounds[0].state == "committing"
     await world.restart()

@@ -52,7 +52,7 @@ async def test_kill_between_the_blobs_and_their_commit_applies_momentum_once(wor
     await everybody(world, 1)
     await world.phase(run_id, "committed")
     await world.cohort(4, (await world.ticket("client-0", 2)).round_id)
-    await world.runs.pause(run_id)  # nobody commits
+    await world.runs.halt(run_id)  # nobody commits
     await everybody(world, 2)
     old = await world.database.run(lambda c: runs.newest_model(c, run_id))
     round_id = (await world.ticket("client-0", 2)).round_id
