@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from aggregator.completion import Completion
 from aggregator.coordinator import RecordTerms
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
+from aggregator.judgement import Aim, Scored, why_stop
 from aggregator.ledger import Ledger
 from aggregator.live import PASSING
 from aggregator.masked import Choose, MaskedMode, Plan, mode_of
@@ -323,8 +324,13 @@ class Driver:
     async def _ended(self) -> bool:
         """Whether the run is over, or paused; if it is over and nobody said so yet, says so."""
         run_id, limit = self._run.run_id, self._settings.round.abandon_limit
-        record, model, last = await self._store(
-            lambda c: (runs.load(c, run_id), runs.newest_model(c, run_id), rounds.last(c, run_id, limit))
+        record, model, last, scores = await self._store(
+            lambda c: (
+                runs.load(c, run_id),
+                runs.newest_model(c, run_id),
+                rounds.last(c, run_id, limit),
+                runs.scores(c, run_id) if self._settings.stop.patience else [],
+            )
         )
         if record.state is not RunState.RUNNING:
             return True
@@ -332,6 +338,8 @@ class Driver:
         accuracy = last[0].metrics.get("test_accuracy", 0.0) if last else 0.0
         if target is not None and accuracy >= target:
             await self._end(RunState.FINISHED, f"test accuracy {accuracy:.4f} reached {target:g}")
+        elif stale := self._stale(scores):
+            await self._end(RunState.FINISHED, stale)
         elif model.version >= self._settings.rounds:
             await self._end(RunState.FINISHED, "")
         elif len(last) == limit and all(line.phase is Phase.ABANDONED for line in last):
@@ -339,6 +347,13 @@ class Driver:
         else:
             return False
         return True
+
+    def _stale(self, scores: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+        """Why it is not worth going on; "" if it is."""
+        stop, evaluation = self._settings.stop, self._settings.evaluation
+        scored = [Scored(version, metrics) for version, metrics in scores]
+        aim = Aim(evaluation.best, evaluation.best_is == "highest")
+        return why_stop(scored, aim, stop.patience, stop.min_delta)
 
     async def _fail(self, why: str) -> None:
         for round_id in await self._store(lambda c: rounds.unended(c, self._run.run_id)):

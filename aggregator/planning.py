@@ -23,6 +23,7 @@ from aggregator.plan import Plan, foresee, refused
 from aggregator.store import measured
 from aggregator.store.engine import Database
 from aggregator.store.measured import Line
+from aggregator.strategies.base import Strategy
 from aggregator.tasks import MAX_EXAMPLES, TaskSettings
 from cloud_adapters import prices
 from fedless.protocol import wire
@@ -150,10 +151,10 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
         raise PeerError(Code.MANIFEST_INVALID, f"The function {package.manifest.name} has no model to train.")
     mode, check = Mode(settings.mode), package.manifest.check
     goal, minimum, woken = _cohort(settings, mode, count)
-    words, word_bytes = model.parameters, 4
-    if masked and mode is not Mode.PLAIN:
-        words, word_bytes = _words(settings, mode, woken, model.parameters)
     strategy = strategies.make(settings.strategy, settings.strategy_options.given())
+    words, word_bytes = strategy.client(settings.client.rule()).vectors * model.parameters, 4
+    if masked and mode is not Mode.PLAIN:
+        words, word_bytes = _words(settings, strategy, woken, words)
     return Wanted(
         name=settings.name, mode=mode, strategy=settings.strategy, rounds=settings.rounds,
         goal=goal, minimum=minimum, woken=woken, parameters=model.parameters, words=words, word_bytes=word_bytes,
@@ -184,16 +185,19 @@ def _cohort(settings: TaskSettings, mode: Mode, count: int) -> tuple[int, int, i
     return goal, minimum, max(minimum, min(woken, count)) if count else woken
 
 
-def _words(settings: TaskSettings, mode: Mode, n: int, parameters: int) -> tuple[int, int]:
-    secagg = settings.secagg
+def _words(settings: TaskSettings, strategy: Strategy, n: int, dimension: int) -> tuple[int, int]:
+    """Words of a masked report and bytes of each, as the round's encoding will have them."""
+    secagg, most = settings.secagg, settings.client.max_examples or MAX_EXAMPLES[Mode(settings.mode)]
+    extras = strategy.extras(strategy.client(settings.client.rule()), most)
+    further = [ring.Extra(name, bound) for name, bound in extras.items()]
     encoding = ring.plan(
         n=n,
-        dimension=parameters,
+        dimension=dimension,
         bits=secagg.bits,
         clip=secagg.clip,
-        max_examples=settings.client.max_examples or MAX_EXAMPLES[mode],
+        max_examples=most,
         l2_clip=secagg.l2_clip,
-        extras=(ring.Extra("loss", secagg.loss_limit),),
+        extras=(ring.Extra("loss", secagg.loss_limit), *further),
     )
     return encoding.words, encoding.bits // 8
 

@@ -72,6 +72,8 @@ EVENTS: Mapping[str, str] = {
     "model_committed": "The next model was committed.",
     "model_evaluated": "The model was judged on the test set.",
     "evaluation_failed": "The model could not be judged: {reason}",
+    "model_promoted": "Version {version} was promoted to {channel}.",
+    "model_rolled_back": "{channel} was rolled back to version {version}.",
     "announcement_failed": "The news of the model did not go out: {reason}",
     "round_stopped": "The round was ended: {reason}",
     "key_epoch_opened": "A key epoch was opened with {clients} clients for {slots} rounds.",

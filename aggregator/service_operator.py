@@ -13,6 +13,7 @@ import psutil
 from aggregator import stories, tasks
 from aggregator.authority import Caller
 from aggregator.blobs import Blobs
+from aggregator.catalogue import Catalogue, ModelInfo
 from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
 from aggregator.orders import Orders
@@ -23,6 +24,7 @@ from aggregator.service_guard import OPERATORS, guarded, guarded_stream
 from aggregator.service_orders import OrderMethods
 from aggregator.store import fleet as store
 from aggregator.store import history
+from aggregator.store.channels import Promotion
 from aggregator.store.engine import Database
 from aggregator.store.records import RoundInfo, RunEvent, RunInfo
 from fedless import __version__
@@ -55,6 +57,7 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
         self._blobs = blobs
         self._runs = runs
         self._progress_timeout_s = progress_timeout_s
+        self._catalogue = Catalogue(database, clock)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service."""
@@ -181,6 +184,32 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
         return pb.WhyReply(json=stories.to_json(await stories.tell(self._database, asked, self.clock())))
 
     @guarded(OPERATORS)
+    async def ListModels(self, request: pb.RunRequest, _caller: Caller) -> pb.ListModelsReply:  # noqa: N802
+        """A run's model versions."""
+        found = await self._catalogue.models(request.run_id)
+        return pb.ListModelsReply(models=[_model_to_pb(each) for each in found])
+
+    @guarded(OPERATORS)
+    async def ListPromotions(  # noqa: N802
+        self, request: pb.ListPromotionsRequest, _caller: Caller
+    ) -> pb.ListPromotionsReply:
+        """What channels serve, or served."""
+        catalogue = self._catalogue
+        found = await (catalogue.history(request.channel) if request.channel else catalogue.channels())
+        return pb.ListPromotionsReply(promotions=[_promotion_to_pb(each) for each in found])
+
+    @guarded(OPERATORS)
+    async def PromoteModel(self, request: pb.PromoteModelRequest, _caller: Caller) -> pb.Promotion:  # noqa: N802
+        """Lets a channel serve a model."""
+        version = request.version if request.HasField("version") else None
+        return _promotion_to_pb(await self._catalogue.promote(request.channel, request.run_id, version))
+
+    @guarded(OPERATORS)
+    async def RollBackModel(self, request: pb.RollBackModelRequest, _caller: Caller) -> pb.Promotion:  # noqa: N802
+        """Lets a channel serve what it served before."""
+        return _promotion_to_pb(await self._catalogue.roll_back(request.channel))
+
+    @guarded(OPERATORS)
     async def Info(self, _request: pb.InfoRequest, caller: Caller) -> pb.InfoReply:  # noqa: N802
         """What this service is."""
         return pb.InfoReply(
@@ -245,6 +274,31 @@ def _round_to_pb(info: RoundInfo) -> pb.RoundInfo:
         bytes_up=info.bytes_up,
         mode=info.mode,
         dropouts=info.dropouts,
+    )
+
+
+def _model_to_pb(info: ModelInfo) -> pb.ModelInfo:
+    return pb.ModelInfo(
+        run_id=info.run_id,
+        version=info.version,
+        digest=info.digest,
+        bundle_digest=info.bundle_digest,
+        round=info.number,
+        created_at_ms=info.created_at_ms,
+        metrics=info.metrics,
+        channels=info.channels,
+        best=info.is_best,
+    )
+
+
+def _promotion_to_pb(step: Promotion) -> pb.Promotion:
+    return pb.Promotion(
+        channel=step.channel,
+        sequence=step.sequence,
+        what=step.what,
+        run_id=step.run_id,
+        version=step.version,
+        at_ms=step.at_ms,
     )
 
 

@@ -189,18 +189,26 @@ class PrivacySettings(_Section):
 
 class EvaluationSettings(_Section):
     """How models are judged: centrally every `central_every` rounds (0: never), on `devices` devices after each
-    round (0: none; on their held-out examples), which have `deadline_s` seconds.
+    round (0: none; on their held-out examples), which have `deadline_s` seconds. `best` is the metric that tells the
+    best model (empty: the first of test_accuracy, device_accuracy, train_accuracy, test_loss, device_loss, train_loss
+    that there is), and `best_is` whether its highest or its lowest value is.
     """  # noqa: D205
 
     central_every: int = Field(1, ge=0, le=100_000)
     devices: int = Field(0, ge=0, le=100_000)
     deadline_s: int = Field(120, ge=1, le=604_800)
+    best: str = Field("", max_length=64, pattern=r"^([a-z][a-z0-9_]*)?$")
+    best_is: Literal["highest", "lowest"] = "highest"
 
 
 class StopSettings(_Section):
-    """When to stop before the last round: at this accuracy on the central test set."""
+    """When to stop before the last round: at this accuracy on the central test set; or when the metric
+    `evaluation.best` has not improved by more than `min_delta` for `patience` judged models (0: never).
+    """  # noqa: D205
 
     test_accuracy: Fraction | None = None
+    patience: int = Field(0, ge=0, le=100_000)
+    min_delta: float = Field(0.0, ge=0.0, le=1e6)
 
 
 class TaskSettings(_Section):

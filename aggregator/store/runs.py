@@ -86,6 +86,17 @@ def blobs(connection: Connection) -> set[bytes]:
     return found - {b""}
 
 
+def scores(connection: Connection, run_id: str) -> list[tuple[int, Mapping[str, float]]]:
+    """Each version with the metrics of the round that made it, oldest first; the initial one is left out."""
+    query = (
+        select(models.c.version, rounds.c.metrics)
+        .join(rounds, rounds.c.round_id == models.c.round_id)
+        .where(models.c.run_id == run_id)
+        .order_by(models.c.version)
+    )
+    return [(row.version, row.metrics) for row in connection.execute(query)]
+
+
 def set_state(connection: Connection, run_id: str, state: RunState, reason: str, now_ms: int) -> None:
     """Changes where the run is; with an ended state also when it ended."""
     ended = 0 if state in GOING_ON else now_ms

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from aggregator.store import fleet, functions, helper_rounds, masks, orders, privacy, schema
+from aggregator.store import channels, fleet, functions, helper_rounds, masks, orders, privacy, schema
 
-__all__ = ["fleet", "functions", "helper_rounds", "masks", "metadata", "orders", "privacy", "schema"]
+__all__ = [
+    "channels",
+    "fleet",
+    "functions",
+    "helper_rounds",
+    "masks",
+    "metadata",
+    "orders",
+    "privacy",
+    "schema",
+]
 metadata = schema.metadata

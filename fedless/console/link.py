@@ -40,6 +40,8 @@ OrderInfo = operator_pb2.OrderInfo
 OrderAnswer = operator_pb2.OrderAnswer
 GiveOrderRequest = operator_pb2.GiveOrderRequest
 Selection = operator_pb2.Selection
+ModelInfo = operator_pb2.ModelInfo
+Promotion = operator_pb2.Promotion
 
 
 def find_fleet(given: Path | None) -> Path:
@@ -217,6 +219,27 @@ class Link:
         request = operator_pb2.WhyRequest(run_id=run_id, round=number, client_id=client_id)
         story: dict[str, Any] = json.loads(self._call(self._stub.Why, request).json)
         return story
+
+    def models(self, run_id: str) -> list[ModelInfo]:
+        """A run's model versions, oldest first."""
+        return list(self._call(self._stub.ListModels, operator_pb2.RunRequest(run_id=run_id)).models)
+
+    def promotions(self, channel: str = "") -> list[Promotion]:
+        """What a channel served, oldest first; without a name, what each channel serves now."""
+        request = operator_pb2.ListPromotionsRequest(channel=channel)
+        return list(self._call(self._stub.ListPromotions, request).promotions)
+
+    def promote(self, channel: str, run_id: str, version: int | None) -> Promotion:
+        """Lets a channel serve a version; None: the run's best."""
+        request = operator_pb2.PromoteModelRequest(channel=channel, run_id=run_id, version=version)
+        step: Promotion = self._call(self._stub.PromoteModel, request)
+        return step
+
+    def roll_back(self, channel: str) -> Promotion:
+        """Lets a channel serve what it served before."""
+        request = operator_pb2.RollBackModelRequest(channel=channel)
+        step: Promotion = self._call(self._stub.RollBackModel, request)
+        return step
 
     def info(self) -> operator_pb2.InfoReply:
         """What the service says of itself."""

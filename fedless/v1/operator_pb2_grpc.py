@@ -149,6 +149,26 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/fedless.v1.Operator/ListModels',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ListModelsReply.FromString,
+                _registered_method=True)
+        self.ListPromotions = channel.unary_unary(
+                '/fedless.v1.Operator/ListPromotions',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ListPromotionsRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ListPromotionsReply.FromString,
+                _registered_method=True)
+        self.PromoteModel = channel.unary_unary(
+                '/fedless.v1.Operator/PromoteModel',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.PromoteModelRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
+                _registered_method=True)
+        self.RollBackModel = channel.unary_unary(
+                '/fedless.v1.Operator/RollBackModel',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -304,6 +324,34 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """A run's model versions, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPromotions(self, request, context):
+        """What each channel serves; of one channel, all that it served, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteModel(self, request, context):
+        """Lets a channel serve a model from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackModel(self, request, context):
+        """Lets a channel serve again what it served before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -421,6 +469,26 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.RunRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.RunInfo.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RunRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ListModelsReply.SerializeToString,
+            ),
+            'ListPromotions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPromotions,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ListPromotionsRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ListPromotionsReply.SerializeToString,
+            ),
+            'PromoteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteModel,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.PromoteModelRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.Promotion.SerializeToString,
+            ),
+            'RollBackModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackModel,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.Promotion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1044,6 +1112,114 @@ class Operator:
             '/fedless.v1.Operator/ResumeRun',
             fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.RunInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ListModels',
+            fedless_dot_v1_dot_operator__pb2.RunRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ListModelsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPromotions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ListPromotions',
+            fedless_dot_v1_dot_operator__pb2.ListPromotionsRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ListPromotionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/PromoteModel',
+            fedless_dot_v1_dot_operator__pb2.PromoteModelRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/RollBackModel',
+            fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
             options,
             channel_credentials,
             insecure,

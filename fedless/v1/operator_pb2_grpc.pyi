@@ -67,6 +67,14 @@ class OperatorStub:
     PauseRun: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]
     """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]
+    ListModels: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.ListModelsReply]
+    """A run's model versions, oldest first."""
+    ListPromotions: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListPromotionsRequest, _operator_pb2.ListPromotionsReply]
+    """What each channel serves; of one channel, all that it served, oldest first."""
+    PromoteModel: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PromoteModelRequest, _operator_pb2.Promotion]
+    """Lets a channel serve a model from now on."""
+    RollBackModel: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RollBackModelRequest, _operator_pb2.Promotion]
+    """Lets a channel serve again what it served before."""
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -107,6 +115,14 @@ class OperatorAsyncStub(OperatorStub):
     PauseRun: _aio.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]  # type: ignore[assignment]
     """No new round is opened until ResumeRun, over restarts too; the open one goes on to its end."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.RunInfo]  # type: ignore[assignment]
+    ListModels: _aio.UnaryUnaryMultiCallable[_operator_pb2.RunRequest, _operator_pb2.ListModelsReply]  # type: ignore[assignment]
+    """A run's model versions, oldest first."""
+    ListPromotions: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListPromotionsRequest, _operator_pb2.ListPromotionsReply]  # type: ignore[assignment]
+    """What each channel serves; of one channel, all that it served, oldest first."""
+    PromoteModel: _aio.UnaryUnaryMultiCallable[_operator_pb2.PromoteModelRequest, _operator_pb2.Promotion]  # type: ignore[assignment]
+    """Lets a channel serve a model from now on."""
+    RollBackModel: _aio.UnaryUnaryMultiCallable[_operator_pb2.RollBackModelRequest, _operator_pb2.Promotion]  # type: ignore[assignment]
+    """Lets a channel serve again what it served before."""
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -282,5 +298,37 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.RunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RunInfo, _abc.Awaitable[_operator_pb2.RunInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _operator_pb2.RunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListModelsReply, _abc.Awaitable[_operator_pb2.ListModelsReply]]:
+        """A run's model versions, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ListPromotions(
+        self,
+        request: _operator_pb2.ListPromotionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListPromotionsReply, _abc.Awaitable[_operator_pb2.ListPromotionsReply]]:
+        """What each channel serves; of one channel, all that it served, oldest first."""
+
+    @_abc_1.abstractmethod
+    def PromoteModel(
+        self,
+        request: _operator_pb2.PromoteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Promotion, _abc.Awaitable[_operator_pb2.Promotion]]:
+        """Lets a channel serve a model from now on."""
+
+    @_abc_1.abstractmethod
+    def RollBackModel(
+        self,
+        request: _operator_pb2.RollBackModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Promotion, _abc.Awaitable[_operator_pb2.Promotion]]:
+        """Lets a channel serve again what it served before."""
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -201,10 +201,13 @@ def test_task_becomes_what_the_modes_do_with_it() -> None:
     assert (helper.goal, helper.minimum, helper.woken) == (10, 8, 13)
     halves = parse(TASK.format(mode="pairwise", size=10, more="[secagg]\nbits = 16"))
     assert planning.wanted(halves, PACKAGE, 100).report_bytes == 2 * 1002
+    momentum_free = TASK.format(mode="plain", size=10, more="")
     momentum = parse(
         TASK.format(mode="plain", size=10, more="").replace("[cohort]", 'strategy = "fedadam"\n[cohort]')
     )
     assert planning.wanted(momentum, PACKAGE, 100).vectors == 3
+    scaffold = parse(momentum_free.replace("[cohort]", 'strategy = "scaffold"\n[cohort]'))
+    assert planning.wanted(scaffold, PACKAGE, 100).words >= 2000, "two vectors in each report"
 
 
 def test_a_ring_that_cannot_hold_the_sum_is_a_refusal() -> None:
