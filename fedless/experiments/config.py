@@ -19,6 +19,7 @@ from fedless.experiments.groups import MAX_CLIENTS, ClientGroup, client_ids, rea
 from fedless.experiments.partition import KINDS, Partition
 from fedless.experiments.variants import Variant
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.messages import Mode
 from fedless.protocol.secagg.helper import HelperRules
 from fedless.protocol.tables import Table, write_tables
 
@@ -157,10 +158,23 @@ def _task_complaints(experiment: Experiment) -> list[str]:
     for one in variants.each(experiment.task, experiment.variants):
         where = f"variants, {one.name}: task" if one.name else "task"
         try:
-            tasks.parse(one.task, where)
+            found += _unfit(experiment, tasks.parse(one.task, where).mode, where)
         except LocalError as error:
             found.append(error.detail)
     return found
+
+
+def _unfit(experiment: Experiment, mode: str, where: str) -> list[str]:
+    """Why these clients cannot take part in rounds of that mode."""
+    functions = sum(group.count for group in experiment.groups if group.functions)
+    counted = experiment.clients - (0 if experiment.helper.count_functions else functions)
+    if mode == Mode.PAIRWISE and functions:
+        return [f"{where}: mode pairwise is for devices alone; with cloud functions choose plain or helper"]
+    if mode == Mode.HELPER and counted < experiment.helper.minimum:
+        return [
+            f"helper.minimum: {experiment.helper.minimum} clients that count are asked for, there are {counted}"
+        ]
+    return []
 
 
 def _experiment(root: Table, base: Path, seeds: tuple[int, ...]) -> Experiment:

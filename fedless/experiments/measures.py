@@ -146,6 +146,7 @@ def run_figures(
         "bytes_up": sum(entry["bytes_up"] for entry in rounds),
         "round_seconds_median": _rounded(statistics.median(seconds), 3) if seconds else None,
         "phase_seconds_median": _phases([entry for entry in rounds if entry["state"] == "committed"]),
+        "invocation_seconds_median": _laps(invocations),
         "wake_to_first_step_ms_p50": _rounded(percentile(first, 0.5)) if first else None,
         "wake_to_first_step_ms_p95": _rounded(percentile(first, 0.95)) if first else None,
         "device_idle_rss_mb": _rounded(statistics.median(idle_rss_mb)) if idle_rss_mb else None,
@@ -169,6 +170,14 @@ def reached(rounds: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> di
         since = (there[0]["ended_at_ms"] - rounds[0]["opened_at_ms"]) / 1000 if there else None
         found["seconds_to"][name] = since
     return found
+
+
+def _laps(invocations: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Median seconds of each part of the invocations that reported, and of the whole (`total`)."""
+    there = [one["timings_ms"] for one in invocations if one["outcome"] == REPORTED and one["timings_ms"]]
+    names = sorted({name for laps in there for name in laps} - {"first_step"})
+    found = {name: [laps[name] for laps in there if name in laps] for name in names}
+    return {name: _rounded(statistics.median(values) / 1000, 3) for name, values in found.items()} or None
 
 
 def _phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

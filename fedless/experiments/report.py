@@ -30,6 +30,19 @@ PHASES = (
     "commit",
     "evaluate",
 )  # one after another; others come last
+PARTS = (
+    "queue",
+    "import",
+    "enroll",
+    "connect",
+    "check_in",
+    "download",
+    "agree",
+    "run",
+    "mask",
+    "report",
+)
+"""Of an invocation, one after another; a function's start is its platform's to tell."""
 _MB = 1e6
 _NOTICED = 0.02
 _TABLES = {"cost", "anchors"}
@@ -111,6 +124,7 @@ def figures(rounds: Sequence[Round]) -> list[Figure]:
         _accuracy,
         _loss,
         _phases,
+        _parts,
         _first_step,
         _bytes,
         _starts,
@@ -162,6 +176,30 @@ def _with_waiting(entry: Round) -> dict[str, float]:
     inside = sum(ms for name, ms in phases.items() if name != "evaluate")
     waited = entry["seconds"] * 1000 - inside
     return phases | ({"wait": waited} if waited > _NOTICED * inside else {})
+
+
+def _parts(rounds: Sequence[Round]) -> Figure | None:
+    """The means of an invocation's parts, for each group of clients (the ids without their numbers)."""
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for entry in rounds:
+        for name, client in entry["clients"].items():
+            if client["outcome"] == "reported" and any(lap in client["timings_ms"] for lap in PARTS):
+                groups.setdefault(name.rpartition("-")[0], []).append(client["timings_ms"])
+    series = {
+        lap.replace("_", " "): [
+            sum(one.get(lap, 0.0) for one in laps) / len(laps) / 1000 for laps in groups.values()
+        ]
+        for lap in PARTS
+        if any(lap in one for laps in groups.values() for one in laps)
+    }
+    caption = (
+        "Mean seconds of the parts of an invocation that reported, one after another, by the client's clock."
+    )
+    return (
+        charts.bars("An invocation's parts", caption, list(groups), series, unit="s", axis="group")
+        if groups
+        else None
+    )
 
 
 def _first_step(rounds: Sequence[Round]) -> Figure | None:

@@ -145,6 +145,8 @@ def test_values_of_a_variant_replace_table_by_table() -> None:
         ('strategy = "fedadam"', 'strategy = "magic"', "variants, fedadam: task"),
         ("minimum = 5", "minimum = 1", "helper.minimum"),
         ('name = "fedavg"', 'name = "fedavg"\nrounds = 3', "variants[0].rounds: unknown key"),
+        ('mode = "helper"', 'mode = "pairwise"', "pairwise is for devices alone"),
+        ("minimum = 5", "minimum = 41", "41 clients that count are asked for, there are 40"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:

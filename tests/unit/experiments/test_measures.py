@@ -83,6 +83,16 @@ def test_figures_of_known_rounds(rounds: list[dict[str, Any]]) -> None:
     assert 400 < figures["wake_to_first_step_ms_p50"] <= figures["wake_to_first_step_ms_p95"] < 450
 
 
+def test_parts_of_an_invocation_are_medians_over_those_that_reported(rounds: list[dict[str, Any]]) -> None:
+    for number, entry in enumerate(rounds, 1):
+        for client in entry["clients"].values():
+            client["timings_ms"] = {"run": 1000.0 * number, "first_step": 7.0}
+    assert run_figures(rounds, 100, [])["invocation_seconds_median"] == {
+        "run": 2.0
+    }  # eleven: one did not report
+    assert run_figures(rounds, 100, [])["phase_seconds_median"] == {"collecting": 1.2, "committing": 0.3}
+
+
 def test_nothing_measured_is_none_and_not_zero() -> None:
     figures = run_figures([], parameters=100, idle_rss_mb=[])
     counts = [figures.pop(name) for name in ("rounds", "dropouts", "bytes_down", "bytes_up")]

@@ -86,6 +86,16 @@ def test_time_that_no_phase_accounts_for_is_shown_as_waiting(rounds: list[dict[s
     assert [row[1] for row in phases.rows] == ["0", "0", "3", "0"]
 
 
+def test_an_invocations_parts_are_shown_by_group(rounds: list[dict[str, Any]]) -> None:
+    for entry in rounds:
+        for client in entry["clients"].values():
+            client["timings_ms"] |= {"run": 2000.0, "report": 500.0, "total": 3000.0}
+        entry["clients"]["google-004"] = {**entry["clients"]["edge-001"], "timings_ms": {"run": 4000.0}}
+    parts = next(figure for figure in report.figures(rounds) if figure.title == "An invocation's parts")
+    assert parts.header == ("group", "run", "report")
+    assert parts.rows == (("edge", "2", "0.5"), ("google", "4", "0"))
+
+
 def test_lost_client_is_shown_with_its_reason(rounds: list[dict[str, Any]]) -> None:
     participation = next(figure for figure in report.figures(rounds) if figure.title == "Participation")
     assert [rect.note for rect in participation.rects if rect.style == "bad"] == [
