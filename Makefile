@@ -23,7 +23,9 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo demo-mixed deb test test-image test-proxy test-runtimes check docs fmt proto check-proto vectors check-vectors lock bench clean
+.PHONY: help demo demo-mixed deb docs record
+.PHONY: test test-deploy test-image test-proxy test-runtimes
+.PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 22
@@ -51,6 +53,10 @@ CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py t
 test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
 	@deploy/setup/apt.sh mosquitto bubblewrap
 	FEDLESS_CLOUDS="$(CURDIR)" $(PY) -m pytest $(PYTEST_ARGS) $(CLOUD_TESTS)
+
+test-deploy: $(READY) .venv-deploy/.locked .venv-deploy-tools/.locked ## the chart, the compose file and the Dockerfile against schemas and linters
+	FEDLESS_PYTHON="$(abspath $(PY))" FEDLESS_DEPLOY_TOOLS="$(CURDIR)/.venv-deploy-tools" \
+	  .venv-deploy/bin/python -m pytest --noconftest -p no:cacheprovider -c deploy/helm/pytest.ini $(PYTEST_ARGS) tests/deploy
 
 test-proxy: $(READY) ## run the tests behind a real haproxy
 	@deploy/setup/apt.sh mosquitto haproxy
@@ -96,6 +102,9 @@ check-proto: $(READY)
 	  || { echo 'fedless/v1 is not what proto/ generates: run "make proto" and commit the result' >&2; exit 1; }
 	@rm -rf build/proto
 
+record: $(READY) ## keep the wire's present schema as that of this version, for a release
+	$(PY) -m tests.recordings.schema tests/recordings/$$($(PY) -c 'import fedless; print(fedless.__version__)').json
+
 vectors: $(READY) ## generate the test vectors
 	$(PY) -m tests.vectors.make_vectors tests/vectors
 
@@ -128,12 +137,17 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --output-file cloud_adapters/handlers/requirements.txt
 	$(COMPILE) --no-deps --constraint requirements/test.txt cloud_adapters/handlers/objects.in \
 	  --output-file cloud_adapters/handlers/objects.txt
+	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge --extra helper --extra postgresql \
+	  --extra objects --extra privacy --extra tracing --extra functions --extra aws --extra google --extra azure \
+	  --output-file requirements/service.txt
 	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge requirements/docs.in \
 	  --output-file requirements/docs.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.13 --generate-hashes \
 	  --python-platform aarch64-unknown-linux-gnu --no-emit-index-url --no-annotate $(UPGRADE) --extra edge \
 	  --constraint requirements/constraints.txt --constraint requirements/test.txt pyproject.toml \
 	  --output-file fedless/image/requirements.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/deploy.in --output-file requirements/deploy.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/uv pip compile -q --no-config --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate $(UPGRADE) requirements/runtimes.in --output-file requirements/runtimes.txt
 
@@ -144,7 +158,7 @@ bench: .venv/.ready ## measure what performance claims rest on; JSON in benchmar
 	  .venv/bin/python "$$script" > "benchmarks/out/$$(basename "$$script" .py).json"; done
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-mixed .venv-test .venv-docs .venv-runtimes .venv-clouds .venv-clouds-knative .venv-clouds-tools build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/.locked: requirements/demo.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv $<
@@ -164,6 +178,16 @@ clean: ## remove the environments, caches and build products
 
 .venv-docs/.locked: requirements/docs.txt
 	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-docs $<
+	@touch $@
+
+.venv-deploy/.locked: requirements/deploy.txt
+	@PYTHON=$(PYTHON) deploy/setup/venv.sh .venv-deploy $<
+	@touch $@
+
+.venv-deploy-tools/.locked: $(wildcard requirements/deploy-node/*)
+	@command -v npm >/dev/null || deploy/setup/apt.sh nodejs npm
+	@rm -rf .venv-deploy-tools && mkdir .venv-deploy-tools && cp requirements/deploy-node/*.json .venv-deploy-tools/
+	@npm ci --prefix .venv-deploy-tools --no-audit --no-fund --silent
 	@touch $@
 
 .venv-clouds/.locked: requirements/clouds.txt

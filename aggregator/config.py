@@ -87,13 +87,14 @@ class ListenSettings(_Section):
 
 
 class BrokerSettings(_Section):
-    """The MQTT broker. `addresses` and `authority` are for an external one."""
+    """The MQTT broker. `addresses` and `revocation_list` (an absolute path) are for an external one."""
 
     kind: BrokerKind = BrokerKind.CHILD
     port: Port = 8883
     directory: Path = Path("broker")
     addresses: tuple[Address, ...] = Field(default=(), max_length=8)
     max_queued_messages: int = Field(1000, ge=1, le=1_000_000)
+    revocation_list: Annotated[str, Field(pattern="^(/.*)?$", max_length=4096)] = ""
 
     @model_validator(mode="after")
     def _external_has_an_address(self) -> BrokerSettings:

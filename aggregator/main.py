@@ -59,7 +59,7 @@ from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
 from cloud_adapters import prices
 from fedless.protocol.crypto import ed25519_sign
-from fedless.protocol.errors import LocalError
+from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints, Mode
 from fedless.protocol.signed import sign_ticket
@@ -67,15 +67,30 @@ from fedless.protocol.signed import sign_ticket
 ENDPOINTS_FILE = "endpoints.json"
 REVOCATION_FILE = "crl.pem"
 LOOPBACK = "127.0.0.1"
+STANDBY_S = 1.0
 _log = structlog.get_logger("aggregator")
 
 
-def serve(configuration: Path, *, debug: bool = False) -> None:
-    """Runs the service until SIGTERM or SIGINT. Raises `LocalError` when it cannot start."""
+def serve(configuration: Path, *, debug: bool = False, standby: bool = False) -> None:
+    """Runs the service until SIGTERM or SIGINT. Raises `LocalError` when it cannot start.
+
+    `standby`: while another one works on this state directory or database, wait for its end and take over.
+    """
     settings = load(configuration)
     log.set_up(settings.log.level, tracebacks=debug)
-    with lock.hold(settings.state.directory):
-        uvloop.run(_serve(settings))
+    told = False
+    while True:
+        try:
+            with lock.hold(settings.state.directory):
+                uvloop.run(_serve(settings))
+            return
+        except LocalError as error:
+            if not standby or error.code is not Code.STATE_LOCKED:
+                raise
+            if not told:
+                _log.info("aggregator_standing_by", why=error.detail)
+            told = True
+        time.sleep(STANDBY_S)
 
 
 async def _serve(settings: Settings) -> None:
@@ -257,9 +272,13 @@ async def _open_doors(
 
 def _keep_revocation_list(settings: Settings, registrar: Registrar) -> None:
     """Keeps the list of revoked certificates in a file, for whoever gives it to the external broker."""
+    files = [settings.state.directory / REVOCATION_FILE]
+    if settings.broker.revocation_list:
+        files.append(Path(settings.broker.revocation_list))
 
     def keep(_denied: frozenset[str]) -> None:
-        write_private(settings.state.directory / REVOCATION_FILE, registrar.revocation_list())
+        for file in files:
+            write_private(file, registrar.revocation_list())
 
     registrar.on_denied = keep
     keep(registrar.callers.denied)

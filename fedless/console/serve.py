@@ -26,12 +26,16 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="The configuration, if it is not DIR/aggregator.toml.")
     ] = None,
+    *,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="While another one works on this state, wait and take over.")
+    ] = False,
 ) -> None:
     """Run the aggregator, with its broker, until Ctrl-C or SIGTERM."""
     _with_one_heap()
     from aggregator.main import serve as run
 
-    run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2])
+    run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2], standby=standby)
 
 
 @app.command()

@@ -89,11 +89,15 @@ class Production:
             for path in (self.out, self.state, *self.out.iterdir()):
                 os.chown(path, account.pw_uid, account.pw_gid)
 
-    def start(self) -> None:
+    def start(self, *command: str | Path) -> None:
         self.give_away()
         assert PROGRAM is not None
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin"
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([PROGRAM, "-c", str(self.out / "mosquitto.conf")], stderr=log)
+            self.process = subprocess.Popen(
+                command or [PROGRAM, "-c", str(self.out / "mosquitto.conf")],
+                stderr=log, env={**os.environ, "PATH": path},
+            )  # fmt: skip
         for port in self.ports.values():
             wait_until(lambda port=port: self._listens(port))  # type: ignore[misc]
 
@@ -249,6 +253,23 @@ def test_revoked_device_is_out_after_a_reload_and_after_a_restart(tmp_path: Path
         assert world.gets_in("dev-2", stays, "tcp")
     finally:
         world.stop()
+
+
+def test_broker_of_the_image_takes_a_new_list_by_itself(tmp_path: Path) -> None:
+    """deploy/docker/broker.sh; Debian's mosquitto, as root, so without the container around it."""
+    world = Production(tmp_path)
+    revoked = tmp_path / "revoked.pem"
+    world.start("bash", Path(__file__).parents[2] / "deploy/docker/broker.sh", world.out, revoked)
+    try:
+        gone, stays = world.credentials("dev-1"), world.credentials("dev-2")
+        assert world.gets_in("dev-1", gone, "tcp")
+        revoked.write_bytes(world.authority.revocation_list([world.serials["dev-1"]], now_ms()))
+        wait_until(lambda: not world.gets_in("dev-1", gone, "tcp"))
+        assert world.gets_in("dev-2", stays, "tcp")
+    finally:
+        world.stop()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", world.ports["tcp"]))
 
 
 def test_wake_ups_wait_for_a_device_over_a_restart(world: Production) -> None:
