@@ -58,8 +58,8 @@ test-deploy: $(READY) .venv-deploy/.locked .venv-deploy-tools/.locked ## the cha
 	FEDLESS_PYTHON="$(abspath $(PY))" FEDLESS_DEPLOY_TOOLS="$(CURDIR)/.venv-deploy-tools" \
 	  .venv-deploy/bin/python -m pytest --noconftest -p no:cacheprovider -c deploy/helm/pytest.ini $(PYTEST_ARGS) tests/deploy
 
-test-proxy: $(READY) ## run the tests behind a real haproxy
-	@deploy/setup/apt.sh mosquitto haproxy
+test-proxy: $(READY) ## run the tests behind a real haproxy and a real nginx
+	@deploy/setup/apt.sh mosquitto haproxy nginx-light libnginx-mod-stream
 	$(PY) -m pytest $(PYTEST_ARGS) tests/real/test_proxy.py
 
 test-image: $(READY) ## boot a Raspberry Pi image in an emulator: join, train, lose power, deliver (long)

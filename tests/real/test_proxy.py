@@ -1,6 +1,7 @@
-"""A fleet behind the real haproxy as TLS pass-through: who calls is still who holds the certificate.
+"""A fleet behind a real haproxy and a real nginx as TLS pass-through: who calls is still who holds the certificate.
 
-`deploy/haproxy/haproxy.cfg` is what runs, on other ports. `make test` installs no haproxy: `make test-proxy` does.
+`deploy/haproxy/haproxy.cfg` and `deploy/nginx/nginx.conf` are what runs, on other ports. `make test` installs neither:
+`make test-proxy` does.
 """
 
 from __future__ import annotations
@@ -23,15 +24,11 @@ from fedless.protocol.errors import Code
 from fedless.v1 import fleet_pb2, rounds_pb2
 from tests.running_fleet import Calls, Credentials, RunningFleet, now_ms, refusal, refusals, wait_until
 
-HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(
-        HAPROXY is None, reason="needs haproxy: `make test-proxy`, or apt-get install haproxy"
-    ),
-]
+PATH = "/usr/sbin:/usr/local/sbin:/usr/bin"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+STREAM = Path("/etc/nginx/modules-enabled/50-mod-stream.conf")
+pytestmark = pytest.mark.real
 INSIDE = "127.0.0.2"
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 
 
 def free_port() -> int:
@@ -41,35 +38,42 @@ def free_port() -> int:
 
 
 class Proxied:
-    """A running fleet with haproxy in front: `port` for gRPC and MQTT, `enrollment`."""
+    """A running fleet with a proxy in front: `port` for gRPC and MQTT, `enrollment`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         self.port, self.enrollment, mqtt = free_port(), free_port(), free_port()
         self.fleet = RunningFleet(folder / "home", ports=Ports(self.port, self.enrollment, mqtt))
         self.process: subprocess.Popen[bytes] | None = None
+        bind = "bind " if kind == "haproxy" else "listen "
+        here = "bind 127.0.0.1:" if kind == "haproxy" else "listen 127.0.0.1:"
         places = {
-            "bind :443": f"bind 127.0.0.1:{self.port}",
-            "bind :7444": f"bind 127.0.0.1:{self.enrollment}",
+            f"{bind}{':' if kind == 'haproxy' else ''}443": f"{here}{self.port}",
+            f"{bind}{':' if kind == 'haproxy' else ''}7444": f"{here}{self.enrollment}",
             "192.0.2.20:443": f"{INSIDE}:{self.port}",
             "192.0.2.20:8883": f"{INSIDE}:{mqtt}",
             "192.0.2.20:7444": f"{INSIDE}:{self.enrollment}",
         }
-        text = CONFIGURATION.read_text()
+        text = next((DEPLOY / kind).iterdir()).read_text()
         for old, new in places.items():
             assert text.count(old) == 1, old
             text = text.replace(old, new)
-        self.configuration = folder / "haproxy.cfg"
-        self.configuration.write_text(text)
+        configuration = folder / "proxy.conf"
+        configuration.write_text(text)
+        program = shutil.which(kind, path=PATH)
+        assert program is not None
+        self.command = [program, "-db", "-f", str(configuration)]
+        if kind == "nginx":
+            alone = f"daemon off; pid {folder}/nginx.pid;"
+            self.command = [program, "-c", str(configuration), "-g", alone]
 
     def start(self) -> None:
-        self.fleet.start(FEDLESS__LISTEN__ADDRESS=INSIDE)  # devices are told 127.0.0.1, where haproxy is
-        assert HAPROXY is not None
-        self.process = subprocess.Popen([HAPROXY, "-db", "-f", str(self.configuration)])
+        self.fleet.start(FEDLESS__LISTEN__ADDRESS=INSIDE)  # devices are told 127.0.0.1, where the proxy is
+        self.process = subprocess.Popen(self.command)
         wait_until(self.listens)
 
     def listens(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, "haproxy ended"
+        assert self.process.poll() is None, "the proxy ended"
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
             return True
         return False
@@ -87,9 +91,14 @@ class Proxied:
         self.fleet.close()
 
 
-@pytest.fixture(scope="module")
-def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    made = Proxied(tmp_path_factory.mktemp("proxied"))
+@pytest.fixture(scope="module", params=["haproxy", "nginx"])
+def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    kind = request.param
+    if shutil.which(kind, path=PATH) is None or (kind == "nginx" and not STREAM.exists()):
+        pytest.skip(
+            f"needs {kind}: `make test-proxy`, or apt-get install haproxy nginx-light libnginx-mod-stream"
+        )
+    made = Proxied(tmp_path_factory.mktemp(kind), kind)
     try:
         made.start()
         yield made
