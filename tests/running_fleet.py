@@ -71,10 +71,12 @@ class Credentials:
 class RunningFleet:
     """`fedless aggregator serve` on free ports; `stop` or `kill` it, and start it again."""
 
-    def __init__(self, folder: Path, name: str = "home", ports: Ports | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str = "home", ports: Ports | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.folder = folder
         self.name = name
-        self.authority = found_fleet(folder, name, "127.0.0.1", ports or Ports(0, 0, 0), now_ms())
+        self.authority = found_fleet(folder, name, host, ports or Ports(0, 0, 0), now_ms())
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "log"
 
