@@ -40,13 +40,8 @@ def install(folder: Path, target: Target, *wanted: Sequence[str]) -> None:
 
     Raises `LocalError` NOT_INSTALLED with what pip said.
     """
-    common = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile",
-        "--only-binary", ":all:", "--target", str(folder), "--upgrade", "--python-version", target.python,
-        "--implementation", "cp", *(word for tag in target.tags for word in ("--platform", tag)),
-    ]  # fmt: skip
     for arguments in wanted:
-        _pip([*common, *arguments])
+        _pip("install", target, "--no-compile", "--target", str(folder), "--upgrade", *arguments)
     for unused in ("bin", "share"):
         shutil.rmtree(folder / unused, ignore_errors=True)
     for tests in sorted(folder.rglob("tests"), reverse=True):
@@ -54,16 +49,27 @@ def install(folder: Path, target: Target, *wanted: Sequence[str]) -> None:
             shutil.rmtree(tests)
 
 
+def download(folder: Path, target: Target, *wanted: Sequence[str]) -> None:
+    """The wheels themselves; otherwise as `install`."""
+    for arguments in wanted:
+        _pip("download", target, "--dest", str(folder), *arguments)
+
+
 def pinned(lock: Path) -> list[str]:
     """pip's arguments for a lock file with hashes."""
     return ["--require-hashes", "-r", str(lock)]
 
 
-def _pip(command: list[str]) -> None:
+def _pip(verb: str, target: Target, *arguments: str) -> None:
+    command = [
+        sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--no-deps",
+        "--only-binary", ":all:", "--python-version", target.python, "--implementation", "cp",
+        *(word for tag in target.tags for word in ("--platform", tag)), *arguments,
+    ]  # fmt: skip
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         said = " ".join(done.stderr.split())[-400:]
         raise LocalError(
-            Code.NOT_INSTALLED, f"pip could not install the wheels: {said}",
+            Code.NOT_INSTALLED, f"pip could not {verb} the wheels: {said}",
             fix="Is pip in this environment, and may this machine reach a package index?",
         )  # fmt: skip

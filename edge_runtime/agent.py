@@ -23,6 +23,7 @@ from edge_runtime.doorway import PAUSE_S, Doorway
 from edge_runtime.handover import Child, Wake
 from edge_runtime.log import say
 from edge_runtime.notify import ALIVE, READY, STOPPING, notify
+from edge_runtime.proving import proved, start_again
 from edge_runtime.timetable import Timetable
 from edge_runtime.wake import Allowance, WakeLine, jitter
 
@@ -51,6 +52,7 @@ class Agent:
         self._waiting: list[Wake] = []
         self._child: Child | None = None
         self._stop_at: float | None = None
+        self.again = False
         self._killed = False
         self._connect_at = now
         self._failures = 0
@@ -62,7 +64,7 @@ class Agent:
         os.set_blocking(self._signals, False)
         os.set_blocking(wake_fd, False)
         signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         self._selector.register(self._signals, selectors.EVENT_READ, "signal")
         self._door: Doorway | None = None
@@ -170,6 +172,7 @@ class Agent:
         if connected:
             self._failures = 0
             self._tell("connected", reason)
+            proved()
             return
         self._waiting.clear()  # what was not acknowledged comes again on the next connection, under its own packet id
         if self._child is not None:
@@ -285,7 +288,8 @@ class Agent:
 
     # -- the end
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, *_: object) -> None:
+        self.again = number == signal.SIGHUP and (self.again or self._stop_at is None)
         self._stop_at = time.monotonic() + self.options["drain"]
 
     def _drain(self) -> None:
@@ -369,6 +373,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     command = given[cut + 1 :]
     local = command[command.index("--") + 1 :] if "--" in command else []
-    Agent(state, options, command[: len(command) - len(local) - bool(local)], local).run()
+    agent = Agent(state, options, command[: len(command) - len(local) - bool(local)], local)
+    agent.run()
     os.close(lock)
+    if agent.again:
+        start_again()
     return 0

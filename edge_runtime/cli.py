@@ -157,9 +157,11 @@ def _run(given: argparse.Namespace) -> int:
     from edge_runtime.config import FILE, load
     from edge_runtime.keystore import Keystore
     from edge_runtime.process import own_start
+    from edge_runtime.update import become
 
     Keystore(given.state).load()
     config = load(given.state / FILE)
+    become(given.state, config.update.trial_s)
     stays = config.warm.memory_mb > 0
     names = ("keepalive", "reconnect", "rate", "queue", "drain", "stay")
     values = (*astuple(config.agent), int(stays))

@@ -24,7 +24,7 @@ FILE = "edge.toml"
 DEFAULT_SOURCE = "default"
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PREFIX = "FEDLESS__"
-_SECTIONS = ("limits", "agent", "sandbox", "warm", "eligibility", "local", "schedule", "data")
+_SECTIONS = ("limits", "agent", "update", "sandbox", "warm", "eligibility", "local", "schedule", "data")
 _QUIET = re.compile(r"|(?:[01]\d|2[0-3]):[0-5]\d-(?:[01]\d|2[0-3]):[0-5]\d")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,10}")
 _PATH = re.compile(r"[^\x00]{0,4096}")
@@ -55,6 +55,13 @@ class AgentSettings:
     wakes_per_minute: int = 30
     queue: int = 8
     drain_s: int = 30
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How long an updated agent has to reach the broker before it is ended; after three such starts it is given up."""
+
+    trial_s: int = 300
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class EdgeConfig:
 
     limits: Limits = field(default_factory=Limits)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    update: UpdateSettings = field(default_factory=UpdateSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     warm: WarmSettings = field(default_factory=WarmSettings)
     eligibility: EligibilitySettings = field(default_factory=EligibilitySettings)
@@ -160,7 +168,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> EdgeConfig:
     sources, schedule = values.pop("data", {}), values.pop("schedule", {})
     root = Table.root(values)
     config = EdgeConfig(
-        _limits(root), _agent(root), _sandbox(root), _warm(root),
+        _limits(root), _agent(root), _update(root), _sandbox(root), _warm(root),
         _eligibility(root, path.parent), _local(root, path.parent), _schedule(schedule, complaints),
         _sources(sources, path.resolve().parent, complaints),
     )  # fmt: skip
@@ -194,6 +202,11 @@ def _agent(root: Table) -> AgentSettings:
         queue=table.integer("queue", 1, 64, AgentSettings.queue),
         drain_s=table.integer("drain_s", 0, 3600, AgentSettings.drain_s),
     )
+
+
+def _update(root: Table) -> UpdateSettings:
+    table = root.optional("update") or Table.root({})
+    return UpdateSettings(trial_s=table.integer("trial_s", 1, 86_400, UpdateSettings.trial_s))
 
 
 def _sandbox(root: Table) -> SandboxSettings:

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from edge_runtime.firstboot.settings import Wifi
-from fedless.image import base, build, cloudinit, deb
+from fedless.authoring.sign import read_private_key
+from fedless.image import base, build, cloudinit, deb, update
 from fedless.image.options import Wanted, wanted
 from fedless.protocol.errors import Code, LocalError
 
@@ -125,6 +126,25 @@ def make_deb(
         )
         sizes = f"{made.file_bytes / MB:.0f} MB, {made.installed_bytes / MB:.0f} MB installed"
         typer.echo(f"wrote {made.path}: {sizes}")
+
+
+@app.command("update")
+def make_update(
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The publisher's private key.")],
+    sequence: Annotated[
+        int, typer.Option(min=1, help="Grows with every update; devices take none that is older.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Update to write.")],
+    version: Annotated[str, typer.Option(help="What people call it. Default: this version.")] = "",
+    libraries: Annotated[
+        str, typer.Option(metavar="ARCH", help="aarch64 or x86_64: bring all libraries along, for Debian 13.")
+    ] = "",
+) -> None:
+    """Sign this version of the agent as an update for devices that run an older one."""
+    made = update.make(out, read_private_key(key), sequence, version, libraries)
+    typer.echo(
+        f"wrote {out}: {made.file_bytes / MB:.1f} MB, version {made.update.version}, update {sequence}"
+    )
 
 
 def epoch() -> int:
