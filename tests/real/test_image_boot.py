@@ -110,8 +110,8 @@ def online(fleet: RunningFleet) -> bool:
 def start_run(fleet: RunningFleet, epochs: int) -> str:
     bundle = pack_and_sign(FUNCTION, fleet.folder / "publisher" / "publisher.key")
     with fleet.operator() as operator:
-        digests = [operator.put(data) for data in (bundle, initial_weights(FUNCTION))]
-        return operator.start_run(TASK.format(epochs=epochs), *digests, b"").run_id
+        first, second = operator.put(bundle), operator.put(initial_weights(FUNCTION))
+        return operator.start_run(TASK.format(epochs=epochs), first, second, b"").run_id
 
 
 def test_an_image_boots_joins_trains_through_a_power_cut_and_delivers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_an_older_or_repeated_update_is_refused(tmp_path: Path) -> None:
     "changes",
     [{"python": "3.99"}, {"machine": "armv7l"}, {"needs": {"numpy": "0.1"}}, {"needs": {"no-such": "1"}}],
 )
-def test_an_update_for_another_machine_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_update_for_another_machine_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert refused(tmp_path, pack(GOOD, **changes)) is Code.BUNDLE_RUNTIME
 
 
