@@ -28,8 +28,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Connection
 
 from aggregator import events as e
+from aggregator import tasks
 from aggregator.blobs import NO_SPACE, sync_folder
 from aggregator.config import Settings, load
+from aggregator.ledger import charge_worst_case
 from aggregator.store import fleet, history, masks, rounds, runs, snapshot, steps
 from aggregator.store.engine import Database
 from aggregator.store.schema import SCHEMA_VERSION
@@ -47,6 +49,8 @@ KEYS = (
     "operator/cert.key", "publisher/publisher.key",
 )  # fmt: skip
 """The private keys of a fleet: in a back-up `with_keys` only."""
+RUNS_MAX = 1000
+"""So many charges of one restoration have numbers of their own."""
 STOPPED = "the aggregator was restored from a back-up"
 # No part begins with a dot, so that no name leaves the directory.
 _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -282,9 +286,12 @@ def _begin_anew(draft: Path, contents: Contents, now_ms: int) -> None:
 
 def _abandon(connection: Connection, now_ms: int) -> None:
     """As when each run is stopped, but that the runs go on: with new rounds and key epochs."""
-    for run_id in runs.going_on(connection):
+    clients = {client.client_id for client in fleet.all_clients(connection)}
+    for number, run_id in enumerate(runs.going_on(connection)):
         history.note(connection, run_id, "aggregator_restored", now_ms)
         masks.end_all(connection, run_id, STOPPED, now_ms)
+        task = tasks.parse(runs.load(connection, run_id).settings)
+        charge_worst_case(connection, run_id, task, clients, -(RUNS_MAX * now_ms + number), now_ms)
     for round_id in rounds.unended(connection):
         round_, event = rounds.load(connection, round_id), e.RoundStopped(STOPPED)
         steps.change_round(connection, round_, event, round_.handle(event, now_ms), now_ms)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.members import Stage, Terms
 from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, NOISE, Noise, Place, releases
 from aggregator.round import Round
-from aggregator.store import history, rounds
+from aggregator.store import history, rounds, runs
 from aggregator.store import privacy as store
 from aggregator.store.engine import Database
 from aggregator.tasks import PrivacySettings, TaskSettings
@@ -248,29 +248,28 @@ def _clip_after(connection: Connection, run_id: str, base: Noise, asked: Privacy
 
 
 def charge_worst_case(
-    connection: Connection,
-    run_id: str,
-    task: TaskSettings,
-    clients: Sequence[str],
-    *,
-    models_left: int,
-    at_ms: int,
+    connection: Connection, run_id: str, task: TaskSettings, clients: Collection[str], number: int, at_ms: int
 ) -> int:
     """When a back-up is restored: charges what a run may have spent since it was taken; how many clients it charged.
 
     Each model that is left may have cost as many rounds as may be abandoned in a row, since a round can be abandoned
-    after it was charged; but nobody can have been charged beyond the task's budget. `at_ms` is the row's number, too:
-    negative, so that no round ever has it.
+    after it was charged; but nobody can have been charged beyond the task's budget. `number` stands for the round: it
+    is negative, so that no round ever has it.
     """
     if task.privacy is None:
         return 0
-    noise, unit = base_noise(task.privacy, task.rule()), base_noise(task.privacy, task.rule()).unit.value
-    most = models_left * task.round.abandon_limit * noise.spend
-    limit = largest_spend(task.privacy.epsilon, task.privacy.delta) if task.privacy.epsilon else math.inf
+    noise, limit = base_noise(task.privacy, task.rule()), math.inf
+    if task.privacy.epsilon and find_spec("dp_accounting") is not None:
+        limit = largest_spend(task.privacy.epsilon, task.privacy.delta)
+    models_left = task.rounds - runs.newest_model(connection, run_id).version
+    most, unit = models_left * task.round.abandon_limit * noise.spend, noise.unit.value
     spent, charged = store.spent(connection, unit), 0
-    for client_id in clients:
+    for client_id in sorted({*clients, *spent}):
         left = min(most, limit - spent.get(client_id, 0.0))
         if left > 0:
-            store.charge(connection, -at_ms, run_id, [client_id], unit=unit, spend=left, at_ms=at_ms)
+            store.charge(connection, number, run_id, [client_id], unit=unit, spend=left, at_ms=at_ms)
             charged += 1
+    history.note(
+        connection, run_id, "privacy_charged", at_ms, clients=charged, unit=unit, spend=most, restored=True
+    )
     return charged

@@ -27,6 +27,10 @@ def restore(
     typer.echo(
         "What happened since is not known here: revoke again who was revoked, let join again who joined."
     )
+    typer.echo(
+        "Clients' privacy ledgers are charged with the most that its running tasks may have spent since; what tasks "
+        "that were started since have spent is in no ledger (docs/privacy.md)."
+    )
     if contents.keys_left_out:
         typer.echo("These private keys are not in the back-up; put them there (mode 0600):", err=True)
         for name in contents.keys_left_out:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, select
 
-from aggregator import ledger
+from aggregator import backup, ledger
+from aggregator.founding import Ports, found_fleet
 from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, NOISE
 from aggregator.store import privacy as store
 from fedless.protocol.errors import Code, PeerError
@@ -271,3 +272,40 @@ async def _over(world: MaskedWorld, run_id: str) -> Any:
     world.clock.advance(1_000)
     info = await world.runs.show(run_id)
     return info if info.state != "running" else None
+
+
+# -- restored back-ups
+
+
+@pytest.mark.parametrize("budgeted", [True, False])
+async def test_restored_backup_charges_the_most_that_may_have_been_spent_since(
+    tmp_path: Path, *, budgeted: bool
+) -> None:
+    """A round that the back-up does not know is in no ledger; so as many as there can have been are charged."""
+    home, other, archive = tmp_path / "home", tmp_path / "other", tmp_path / "home.tar"
+    found_fleet(home, "home", "192.0.2.1", Ports(), 1_600_000_000_000)
+    world = World(home / "state")
+    toml = private(task(rounds=3), multiplier=1.0, more=budget(4) if budgeted else "")
+    run_id = await world.start(toml, None)
+    await all_report(world)
+    await world.phase(run_id, "collecting", 2)
+    backup.back_up(home / "aggregator.toml", archive, world.clock(), with_keys=False)
+    await all_report(world, 2)  # lost with the disk, but seen by the world
+    await world.phase(run_id, "collecting", 3)
+    known = await charged(world)
+    await world.close()
+    world.clock.advance(1_000_000)
+    backup.restore(archive, other, world.clock())
+    again = World(other / "state", clock=world.clock)
+    restored = await charged(again)
+    # Two models are left, each at the cost of two rounds that may be abandoned in a row; with a budget at most that.
+    assert restored == {client_id: pytest.approx(4.0 if budgeted else 1.0 + 2 * 2) for client_id in known}
+    assert all(restored[client_id] >= known[client_id] for client_id in known)
+    await again.runs.resume_all()
+    if budgeted:
+        info = await again.ended(run_id)
+        assert (info.state, info.model_version) == ("finished", 1)
+        assert info.reason.startswith("privacy_budget")
+    else:
+        assert len(await again.cohort(4)) == 4  # it goes on, and shows what it may have cost
+    await again.close()
