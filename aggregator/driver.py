@@ -361,6 +361,8 @@ class Driver:
         await self._end(RunState.FAILED, why)
 
     async def _end(self, state: RunState, why: str) -> None:
+        if self._ledger is not None and state is RunState.FINISHED:
+            await self._ledger.conclude()
         run_id, now = self._run.run_id, self._means.clock()
 
         def work(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.members import Stage, Terms
-from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, NOISE, Noise, Place, releases
+from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, EPSILON_PLD, NOISE, Noise, Place, releases
 from aggregator.round import Round
 from aggregator.store import history, rounds, runs
 from aggregator.store import privacy as store
@@ -193,6 +193,20 @@ class Ledger:
         figure = await asyncio.to_thread(epsilon_of, worst, self._settings.delta)
         told = {EPSILON: figure, NOISE: noise.multiplier}
         await self._database.run(lambda c: rounds.add_figures(c, terms.round_id, told))
+
+    async def conclude(self) -> None:
+        """At the run's end: epsilon by the tighter accounting, among the figures of its newest round."""
+
+        def look(connection: Connection) -> tuple[int, float]:
+            last = rounds.last(connection, self._run_id, 1)
+            mine = store.clients_of(connection, self._run_id)
+            spent = store.spent(connection, self._base.unit.value)
+            return (last[0].round_id if last else 0), max((spent[each] for each in mine), default=0.0)
+
+        round_id, worst = await self._database.run(look)
+        figure = await asyncio.to_thread(tighter_epsilon_of, worst, self._settings.delta)
+        if round_id and figure is not None:
+            await self._database.run(lambda c: rounds.add_figures(c, round_id, {EPSILON_PLD: figure}))
 
     async def _limit(self) -> float:
         if not self._settings.epsilon:

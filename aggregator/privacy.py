@@ -25,7 +25,8 @@ BIT_NOISE = 0.05
 """sigma_b over the number of clients (Andrew et al. 2021, section 3)."""
 SUM_BITS, SIGMA_BITS = 50, 36
 """Of a sum in the clear: its largest value and its noise in steps, so that binary64 holds every number exactly."""
-EPSILON, NOISE, CLIP, CLIPPED_SHARE = "epsilon", "noise_multiplier", "update_clip", "clipped"
+EPSILON, EPSILON_PLD = "epsilon", "epsilon_pld"
+NOISE, CLIP, CLIPPED_SHARE = "noise_multiplier", "update_clip", "clipped"
 """What the figures of a private round are called."""
 
 

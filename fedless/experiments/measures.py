@@ -26,7 +26,9 @@ _BILLED = (
     "platform", "figures", "attempts", "took_ms", "run_ms", "billed_ms", "init_ms", "wait_ms", "memory_mb", "usd",
     "gb_s", "measured",
 )  # fmt: skip
-_FINAL = ("test_accuracy", "test_loss", "device_accuracy", "device_loss", "train_loss")
+_FINAL = (
+    "test_accuracy", "test_loss", "device_accuracy", "device_loss", "train_loss", "epsilon", "epsilon_pld",
+)  # fmt: skip
 
 
 class Participation:

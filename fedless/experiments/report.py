@@ -123,6 +123,7 @@ def figures(rounds: Sequence[Round]) -> list[Figure]:
     makers: tuple[Callable[[Sequence[Round]], Figure | None], ...] = (
         _accuracy,
         _loss,
+        _privacy,
         _phases,
         _parts,
         _first_step,
@@ -146,6 +147,14 @@ def _loss(rounds: Sequence[Round]) -> Figure | None:
     caption = "Mean loss per example. Training loss is what the devices saw while they trained."
     series = _metrics(rounds, ("test_loss", "train_loss", "device_loss"))
     return _lines("Loss per round", caption, rounds, series)
+
+
+def _privacy(rounds: Sequence[Round]) -> Figure | None:
+    caption = (
+        "Epsilon of the client that has spent most, at the task's delta, after each round (Renyi accounting). "
+        "It counts all of its rounds, of other tasks as well."
+    )
+    return _lines("Privacy spent", caption, rounds, _metrics(rounds, ("epsilon",)))
 
 
 def _lines(
@@ -282,6 +291,8 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What the reader wants to know first: value, unit, label."""
     wanted = (
         ("test_accuracy", 100.0, "%", "test accuracy"),
+        ("epsilon", 1.0, "", "epsilon, worst ledger"),
+        ("epsilon_pld", 1.0, "", "epsilon, tighter accounting"),
         ("rounds", 1.0, "", "rounds"),
         ("clients", 1.0, "", "clients"),
         ("round_seconds_median", 1.0, "s", "median round"),

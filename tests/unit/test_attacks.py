@@ -61,6 +61,10 @@ ATTACKS = (
     "bundle with a huge file",
     "bundle of an unknown publisher",
     "bundle of an older version than the one seen",
+    "round that would send a coordinate without noise",
+    "noise multiplier lowered for one client",
+    "privacy budget exceeded",
+    "ledger lowered by a crash or a restored back-up",
     "secrets in repr, logs, errors",
 )
 
