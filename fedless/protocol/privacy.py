@@ -26,6 +26,8 @@ from fedless.protocol.crypto import Prg, stream
 from fedless.protocol.errors import Code, LocalError
 
 _BLOCK = 32_768
+_SPARE = 1.6
+"""Candidates for each draw that is wanted, so that a small model's noise is one block: 0.71 of them are accepted."""
 SIGMA_MAX = 2**40
 """In ring steps. No sum of a ring of 32 bits has room for more than 2^28."""
 FLOAT_MARGIN = 2.0**-20
@@ -120,7 +122,8 @@ def discrete_gaussian(seed: bytes, sigma: float, size: int) -> NDArray[np.int64]
     if sigma == 0:
         return out
     filled = 0
-    for block in _accepted(Uniforms(seed), int(sigma)):
+    block_size = min(_BLOCK, math.ceil(_SPARE * size) + 64)
+    for block in _accepted(Uniforms(seed), int(sigma), block_size):
         part = block[: size - filled]
         out[filled : filled + len(part)] = part
         filled += len(part)
@@ -129,13 +132,13 @@ def discrete_gaussian(seed: bytes, sigma: float, size: int) -> NDArray[np.int64]
     return out
 
 
-def _accepted(uniforms: Uniforms, sigma: int) -> Iterator[NDArray[np.int64]]:
-    """Endless blocks of accepted draws: about 0.71 of the candidates."""
+def _accepted(uniforms: Uniforms, sigma: int, count: int) -> Iterator[NDArray[np.int64]]:
+    """Endless blocks of what is accepted of `count` candidates each: about 0.71 of them."""
     while True:
-        k = np.searchsorted(_THRESHOLDS, uniforms.words(_BLOCK), side="right").astype(np.int64)
-        signed = uniforms.below(2 * sigma, _BLOCK).astype(np.int64)
+        k = np.searchsorted(_THRESHOLDS, uniforms.words(count), side="right").astype(np.int64)
+        signed = uniforms.below(2 * sigma, count).astype(np.int64)
         u = signed % sigma
-        kept = _accept(uniforms.words(_BLOCK), k, u, sigma)
+        kept = _accept(uniforms.words(count), k, u, sigma)
         magnitude = k * sigma + u
         negative = signed >= sigma
         kept &= ~(negative & (magnitude == 0))  # zero would count twice

@@ -158,7 +158,6 @@ def test_noise_repeats_from_its_seed_only() -> None:
     assert np.array_equal(discrete_gaussian(SEED, 9, 1000), discrete_gaussian(SEED, 9, 1000))
     assert not np.array_equal(discrete_gaussian(SEED, 9, 1000), discrete_gaussian(bytes(32), 9, 1000))
     assert not discrete_gaussian(SEED, 0, 10).any()
-    assert np.array_equal(discrete_gaussian(SEED, 9, 100_000)[:1000], discrete_gaussian(SEED, 9, 1000))
 
 
 @pytest.mark.parametrize("sigma", [-1.0, 2 * SIGMA_MAX, float("nan"), 2.5, float("inf")])
