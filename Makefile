@@ -24,7 +24,7 @@ RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
 .PHONY: help demo demo-mixed deb docs record
-.PHONY: test test-deploy test-image test-proxy test-runtimes
+.PHONY: test test-browser test-deploy test-image test-proxy test-runtimes
 .PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
@@ -57,6 +57,10 @@ test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-cl
 test-deploy: $(READY) .venv-deploy/.locked .venv-deploy-tools/.locked ## the chart, the compose file and the Dockerfile against schemas and linters
 	FEDLESS_PYTHON="$(abspath $(PY))" FEDLESS_DEPLOY_TOOLS="$(CURDIR)/.venv-deploy-tools" \
 	  .venv-deploy/bin/python -m pytest --noconftest -p no:cacheprovider -c deploy/helm/pytest.ini $(PYTEST_ARGS) tests/deploy
+
+test-browser: $(READY) ## look at the dashboard with a real browser
+	@deploy/setup/apt.sh mosquitto chromium
+	FEDLESS_BROWSER="$$(command -v chromium)" $(PY) -m pytest $(PYTEST_ARGS) tests/real/test_browser.py
 
 test-proxy: $(READY) ## run the tests behind a real haproxy and a real nginx
 	@deploy/setup/apt.sh mosquitto haproxy nginx-light libnginx-mod-stream

@@ -146,6 +146,15 @@ class HelperSettings(_Section):
     directory: Path = Path("helper")
 
 
+class WebSettings(_Section):
+    """/healthz, /metrics and the dashboard. No port: none of them. On an address that is not loopback they speak TLS,
+    and ask for an operator's certificate.
+    """  # noqa: D205
+
+    address: Host = "127.0.0.1"
+    port: Port | None = None
+
+
 class LogSettings(_Section):
     """What is logged, to standard error."""
 
@@ -171,6 +180,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     policy: PolicySettings = PolicySettings()
     helper: HelperSettings = HelperSettings()
+    web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

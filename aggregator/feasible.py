@@ -114,7 +114,8 @@ def _keeps_keys(wanted: Wanted, client: Client) -> bool:
 def _has_memory(wanted: Wanted, client: Client) -> bool:
     if client.platform:
         return wanted.memory_mb + RUNTIME_MB <= client.memory_mb
-    return not client.memory_mb or instance_mb(wanted) + PARTICIPANT_MB <= client.memory_mb
+    measured = wanted.peak_mb and client.memory_mb  # a bundle's bound is no measurement
+    return not measured or wanted.peak_mb + PARTICIPANT_MB <= client.memory_mb
 
 
 def _has_time(_wanted: Wanted, client: Client) -> bool:

@@ -198,8 +198,30 @@ async def running(
             exits.push_async_callback(server.stop, settings.limits.stop_timeout_s)
         await core.runs.resume_all()
         await core.orders.resume()
-        _write_endpoints(settings, doors)
+        web = await _open_web(exits, settings, database, registrar, devices)
+        _write_endpoints(settings, doors, web)
         yield doors.endpoints
+
+
+async def _open_web(
+    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, devices: MqttWaker
+) -> str:
+    """The dashboard and its siblings; where they are, or ""."""
+    wanted, listen = settings.web, settings.listen
+    if wanted.port is None:
+        return ""
+    from aggregator.web.server import Guard, Seen, Web  # noqa: PLC0415 - templates and metrics: 10 MB
+
+    authority_pem = (settings.authority.directory / "authority.pem").read_bytes()
+    guard = Guard(
+        listen.directory / "cert.pem", listen.directory / "cert.key", authority_pem, registrar.callers
+    )
+    seen = Seen(settings.fleet.name, database, clock, devices.is_connected, settings.state.directory)
+    web = Web(seen, guard)
+    url = await web.start(wanted.address, wanted.port)
+    exits.push_async_callback(web.stop)
+    _log.info("web_ready", url=url)
+    return url
 
 
 def _read_party(settings: Settings, authority: Authority) -> SecondParty | None:
@@ -347,12 +369,13 @@ def _own_host(address: str) -> str:
     return {ANY: LOOPBACK, "[::]": "[::1]"}.get(address, address)
 
 
-def _write_endpoints(settings: Settings, doors: Doors) -> None:
+def _write_endpoints(settings: Settings, doors: Doors, web: str) -> None:
     values = {
         "fleet": doors.endpoints.fleet,
         "mqtt": doors.endpoints.mqtt,
         "enrollment": doors.endpoints.enrollment,
         "operator": at_each((_own_host(settings.listen.address),), doors.fleet_port),
+        "web": [web] if web else [],
     }
     write_private(settings.state.directory / ENDPOINTS_FILE, json.dumps(values, indent=2).encode())
 

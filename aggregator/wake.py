@@ -90,6 +90,10 @@ class MqttWaker:
             return False
         return True
 
+    def is_connected(self) -> bool:
+        """Whether the broker takes wake-ups now."""
+        return bool(self._client.is_connected())
+
     async def stop(self) -> None:
         """Disconnects and ends the thread."""
         self._stopping.set()

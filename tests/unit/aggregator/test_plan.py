@@ -11,7 +11,6 @@ import pytest
 from aggregator import feasible, planning
 from aggregator.cost import DevicePower, FunctionPower
 from aggregator.demand import PARTICIPANT_MB, Assumed, Client, Service, Wanted, Work
-from aggregator.feasible import instance_mb
 from aggregator.pace import Tariff
 from aggregator.plan import Plan, foresee
 from aggregator.tasks import parse
@@ -116,10 +115,13 @@ def test_unknown_memory_refuses_nothing() -> None:
     assert codes(foresee(WANTED, unknown, Service())) == []
 
 
-def test_a_bundle_without_a_check_record_counts_as_all_it_may_use() -> None:
-    assert instance_mb(replace(WANTED, peak_mb=0, memory_mb=480)) == 480
-    edge = [replace(client, memory_mb=480 + PARTICIPANT_MB - 1) for client in measured(10)]
-    assert codes(foresee(replace(WANTED, peak_mb=0, memory_mb=480), edge, Service())) == [
+def test_a_bundle_without_a_check_record_refuses_nobody() -> None:
+    """What its instance may use at most is no measurement of what it needs."""
+    small = [replace(client, memory_mb=480) for client in measured(10)]
+    assert codes(foresee(replace(WANTED, peak_mb=0, memory_mb=480), small, Service())) == []
+    checked = replace(WANTED, peak_mb=480 - PARTICIPANT_MB, memory_mb=480)
+    assert codes(foresee(checked, small, Service())) == []
+    assert codes(foresee(replace(checked, peak_mb=checked.peak_mb + 1), small, Service())) == [
         Code.INSTANCE_MEMORY
     ]
 
