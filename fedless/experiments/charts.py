@@ -16,6 +16,7 @@ WIDTH, HEIGHT = 640.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 40.0
 COLOURS = 6
 _TEXT_WIDTH = 6.8  # of one character at the axis' font size
+_LINE_HEIGHT = 13.0
 _BAR_SHARE = 0.68  # of a category's width
 _GAP = 1.0  # between the pieces of a stacked bar
 
@@ -240,17 +241,20 @@ def matrix(
     """One row of coloured cells for each name; `styles` gives each state's class, "" is left empty."""
     indent = min(max([LEFT, *(len(name) * _TEXT_WIDTH + 12 for name in cells)]), WIDTH / 3)
     side = (WIDTH - indent - RIGHT) / max(1, len(columns))
-    height = 18.0 if len(cells) <= 30 else 10.0  # noqa: PLR2004 (a page's worth)
+    height = next((height for most, height in ((30, 18.0), (80, 10.0)) if len(cells) <= most), 4.0)
+    named = math.ceil(_LINE_HEIGHT / height)  # every how many rows there is room for a name
+    gap = 1.0 if height > _LINE_HEIGHT else height / 10
     rects, texts = [], []
     for row, (name, states) in enumerate(cells.items()):
         y = TOP + row * height
-        texts.append(Text(indent - 6, y + height / 2 + 4, name, "end"))
+        if row % named == 0:
+            texts.append(Text(indent - 6, y + height / 2 + 4, name, "end"))
         for column, state in enumerate(states):
             if state:
                 note = f"{name}, {columns[column]}: {state}"
                 style = styles.get(state, "bad")
                 rects.append(
-                    Rect(indent + column * side + 1, y + 1, max(side - 2, 1), height - 2, style, note)
+                    Rect(indent + column * side + 1, y + gap, max(side - 2, 1), height - 2 * gap, style, note)
                 )
     bottom = TOP + len(cells) * height
     centres = [indent + (i + 0.5) * side for i in range(len(columns))]

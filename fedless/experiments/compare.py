@@ -54,7 +54,7 @@ def table(runs: Sequence[Run], targets: Sequence[float]) -> Table:
         "Rounds and seconds to the first evaluated model that reached an accuracy on the test set; a dash: never. "
         "Money and energy are of the clients, as each run's own report says (measured or modelled)."
     )
-    return Table("The runs", caption, header, rows)
+    return Table("The runs", caption, header, rows, first=True)
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:

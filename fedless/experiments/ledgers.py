@@ -17,12 +17,13 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts under a title; the last column may be long."""
+    """A table of texts under a title; the last column may be long. `first`: above the figures, not below them."""
 
     title: str
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    first: bool = False
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -41,7 +42,13 @@ def beside(summary: Mapping[str, Any]) -> list[Table]:
         "Ours are of this run, on this machine; a dash: not reached, or not measured. Theirs are quoted."
     )
     return [
-        Table("Beside the literature", caption, ("figure", "this run", "theirs", "source of theirs"), rows)
+        Table(
+            "Beside the literature",
+            caption,
+            ("figure", "this run", "theirs", "source of theirs"),
+            rows,
+            first=True,
+        )
     ]
 
 

@@ -30,19 +30,15 @@ PHASES = (
     "commit",
     "evaluate",
 )  # one after another; others come last
-PARTS = (
-    "queue",
-    "import",
-    "enroll",
-    "connect",
-    "check_in",
-    "download",
-    "agree",
-    "run",
-    "mask",
-    "report",
-)
-"""Of an invocation, one after another; a function's start is its platform's to tell."""
+PARTS = {
+    "start": ("queue", "import"),
+    "join": ("enroll", "connect", "check_in"),
+    "download": ("download",),
+    "train": ("run",),
+    "mask": ("agree", "mask"),
+    "report": ("report",),
+}
+"""Of an invocation, one after another, with the laps of each; a function's own start is its platform's to tell."""
 _MB = 1e6
 _NOTICED = 0.02
 _TABLES = {"cost", "anchors"}
@@ -192,15 +188,16 @@ def _parts(rounds: Sequence[Round]) -> Figure | None:
     groups: dict[str, list[Mapping[str, float]]] = {}
     for entry in rounds:
         for name, client in entry["clients"].items():
-            if client["outcome"] == "reported" and any(lap in client["timings_ms"] for lap in PARTS):
+            if client["outcome"] == "reported" and "run" in client["timings_ms"]:
                 groups.setdefault(name.rpartition("-")[0], []).append(client["timings_ms"])
     series = {
-        lap.replace("_", " "): [
-            sum(one.get(lap, 0.0) for one in laps) / len(laps) / 1000 for laps in groups.values()
+        part: [
+            sum(one.get(lap, 0.0) for one in invocations for lap in laps) / len(invocations) / 1000
+            for invocations in groups.values()
         ]
-        for lap in PARTS
-        if any(lap in one for laps in groups.values() for one in laps)
+        for part, laps in PARTS.items()
     }
+    series = {part: seconds for part, seconds in series.items() if any(seconds)}
     caption = (
         "Mean seconds of the parts of an invocation that reported, one after another, by the client's clock."
     )

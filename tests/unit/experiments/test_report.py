@@ -92,7 +92,7 @@ def test_an_invocations_parts_are_shown_by_group(rounds: list[dict[str, Any]]) -
             client["timings_ms"] |= {"run": 2000.0, "report": 500.0, "total": 3000.0}
         entry["clients"]["google-004"] = {**entry["clients"]["edge-001"], "timings_ms": {"run": 4000.0}}
     parts = next(figure for figure in report.figures(rounds) if figure.title == "An invocation's parts")
-    assert parts.header == ("group", "run", "report")
+    assert parts.header == ("group", "train", "report")
     assert parts.rows == (("edge", "2", "0.5"), ("google", "4", "0"))
 
 
