@@ -32,7 +32,7 @@ from aggregator import tasks
 from aggregator.blobs import NO_SPACE, sync_folder
 from aggregator.config import Settings, load
 from aggregator.ledger import charge_worst_case
-from aggregator.store import fleet, history, masks, rounds, runs, snapshot, steps
+from aggregator.store import fleet, history, masks, retention, rounds, runs, snapshot, steps
 from aggregator.store.engine import Database
 from aggregator.store.schema import SCHEMA_VERSION
 from fedless import __version__
@@ -273,7 +273,7 @@ def _begin_anew(draft: Path, contents: Contents, now_ms: int) -> None:
         )
     database = Database.open(f"sqlite:///{file}")
     try:
-        for digest in database.run_now(runs.blobs):
+        for digest in database.run_now(lambda c: retention.needed(c, now_ms + retention.EXPORT_MS)):
             name = digest.hex()
             if not (draft / "state" / "blobs" / name[:2] / name).is_file():
                 raise LocalError(

@@ -116,7 +116,7 @@ def _models(connection: Connection, run_id: str) -> list[ModelInfo]:
     query = (
         select(models, rounds.c.number, rounds.c.metrics)
         .outerjoin(rounds, rounds.c.round_id == models.c.round_id)
-        .where(models.c.run_id == run_id)
+        .where(models.c.run_id == run_id, models.c.erased_at_ms == 0)
         .order_by(models.c.version)
     )
     return [
@@ -132,4 +132,4 @@ def _models(connection: Connection, run_id: str) -> list[ModelInfo]:
 def _missing(run_id: str, version: int | None, found: Sequence[ModelInfo]) -> str:
     if version is None:
         return f"No model of run {run_id} was judged, so none is the best: name a version."
-    return f"Run {run_id} has versions 0 to {found[-1].version}, and no {version}."
+    return f"Run {run_id} has versions up to {found[-1].version}, and no {version} (any more)."

@@ -111,6 +111,10 @@ class StateSettings(_Section):
     database: str = Field("", repr=False)
     database_password_file: str = ""
     database_wait_s: int = Field(60, ge=1, le=3600)
+    blobs: str = ""
+    blobs_options_file: str = ""
+    blobs_cache_mb: int = Field(4096, ge=16, le=10_000_000)
+    keep_models: int = Field(0, ge=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _password_has_an_account(self) -> StateSettings:
@@ -288,7 +292,7 @@ def _absolute(settings: Settings, base: Path) -> Settings:
         for name in ("authority", "listen", "broker", "state", "helper")
         if (section := getattr(settings, name))
     }
-    if settings.state.database_password_file:
-        password = {"database_password_file": str(base / settings.state.database_password_file)}
-        changed["state"] = changed["state"].model_copy(update=password)
+    for name in ("database_password_file", "blobs_options_file"):
+        if named := getattr(settings.state, name):
+            changed["state"] = changed["state"].model_copy(update={name: str(base / named)})
     return settings.model_copy(update=changed)

@@ -70,11 +70,14 @@ class Evaluator:
     async def evaluate(self, bundle_digest: bytes, model_digest: bytes, test_set_digest: bytes) -> Evaluation:
         """As `Judge.evaluate`."""
         directory = await asyncio.to_thread(self._unpacked, bundle_digest)
+        model, test_set = await asyncio.to_thread(
+            lambda: (self._blobs.path(model_digest), self._blobs.path(test_set_digest))
+        )
         job = Job(
             kind=JobKind.EVALUATE,
             function_dir=str(directory),
-            parameters=str(self._blobs.path(model_digest)),
-            data={"kind": "npz", "path": str(self._blobs.path(test_set_digest))},
+            parameters=str(model),
+            data={"kind": "npz", "path": str(test_set)},
             threads=min(os.cpu_count() or 1, THREADS_MAX),
             memory_mb=MEMORY_MB,
         )

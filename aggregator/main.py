@@ -38,6 +38,7 @@ from aggregator.invoke import Wakers
 from aggregator.link import HelperLink, SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
+from aggregator.objects import ObjectBlobs, open_store
 from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.runs import News, Runs
@@ -54,6 +55,7 @@ from aggregator.service_masked import Masks
 from aggregator.service_operator import OperatorService
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
+from aggregator.sweep import Sweep
 from aggregator.tickets import Tickets
 from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
@@ -197,6 +199,8 @@ async def running(
             await server.start()
             exits.push_async_callback(server.stop, settings.limits.stop_timeout_s)
         await core.runs.resume_all()
+        sweep = Sweep(database, core.blobs, settings.state.keep_models, clock=clock, sleep=sleep)
+        exits.callback(asyncio.create_task(sweep.run()).cancel)
         await core.orders.resume()
         web = await _open_web(exits, settings, database, registrar, devices)
         _write_endpoints(settings, doors, web)
@@ -244,7 +248,7 @@ def _open_core(
     party: SecondParty | None,
 ) -> Core:  # fmt: skip
     state, terms, news = settings.state.directory, registrar.terms, News()
-    blobs, spool = Blobs(state / "blobs"), Spool(state / "spool")
+    blobs, spool = _open_blobs(settings), Spool(state / "spool")
     tickets = Tickets(
         database, waker, lambda ticket: sign_ticket(ticket, ticket_key), fleet=settings.fleet.name,
         clock=clock, random=os.urandom, sleep=sleep, endpoints=terms.endpoints.fleet,
@@ -266,6 +270,14 @@ def _open_core(
     )  # fmt: skip
     orders = Orders(database, blobs, tickets, lambda: publishers, clock, os.urandom)
     return Core(blobs, coordinator, Masks(database, epochs, pairwise), Runs(means, spool, news), orders)
+
+
+def _open_blobs(settings: Settings) -> Blobs:
+    state, folder = settings.state, settings.state.directory / "blobs"
+    if not state.blobs:
+        return Blobs(folder)
+    options = Path(state.blobs_options_file) if state.blobs_options_file else None
+    return ObjectBlobs(folder, open_store(state.blobs, options), state.blobs_cache_mb * 2**20)
 
 
 async def _open_doors(
@@ -358,7 +370,7 @@ def _open_invokers(settings: Settings, database: Database, registrar: Registrar,
         registrar.functions,
         lambda: registrar.terms.endpoints.enrollment[0],
         database,
-        Blobs(state / "blobs"),
+        _open_blobs(settings),
         prices.load(table) if table.exists() else prices.load(),
         clock,
     )

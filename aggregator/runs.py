@@ -61,12 +61,16 @@ class Runs:
         except LocalError as error:  # the operator's mistake, not ours
             raise PeerError(error.code, error.detail, fix=error.fix) from error
         await self._check_masks(settings, initial)
+        for digest in filter(None, (bundle, initial, test_set)):
+            await asyncio.to_thread(
+                means.blobs.touch, digest
+            )  # so that nobody erases it before the run names it
         manifest = await asyncio.to_thread(means.evaluator.check, bundle)
         parameters = manifest.model.parameters if manifest.model else 0
         await asyncio.to_thread(commit.check_model, means.blobs, initial, parameters)
         await self._check_plan(settings, Package(manifest, bundle, means.blobs.size(bundle)))
         if test_set:
-            means.blobs.path(test_set)
+            await asyncio.to_thread(means.blobs.path, test_set)
         elif settings.test_set:
             raise PeerError(
                 Code.UNKNOWN_BLOB, f"The task names a test set, {settings.test_set}; it did not come."

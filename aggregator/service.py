@@ -127,7 +127,7 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.BlobRequest, _caller: Caller
     ) -> AsyncIterator[fleet_pb2.BlobChunk]:
         """See fleet.proto."""
-        total = self._blobs.size(request.digest)
+        total = await asyncio.to_thread(self._blobs.size, request.digest)
         if request.offset == total:
             yield fleet_pb2.BlobChunk(total_bytes=total)
         async for data in self._blobs.read(request.digest, request.offset, CHUNK_BYTES):

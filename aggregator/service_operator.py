@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
@@ -104,8 +105,9 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
     @guarded(OPERATORS)
     async def HasBlob(self, request: pb.HasBlobRequest, _caller: Caller) -> pb.HasBlobReply:  # noqa: N802
         """Whether a blob is here."""
-        present = self._blobs.has(request.digest)
-        return pb.HasBlobReply(present=present, size_bytes=self._blobs.size(request.digest) if present else 0)
+        present = await asyncio.to_thread(self._blobs.touch, request.digest)
+        size = await asyncio.to_thread(self._blobs.size, request.digest) if present else 0
+        return pb.HasBlobReply(present=present, size_bytes=size)
 
     @guarded(OPERATORS)
     async def PutBlob(self, requests: AsyncIterator[Any], _caller: Caller) -> pb.PutBlobReply:  # noqa: N802

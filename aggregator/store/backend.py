@@ -29,6 +29,10 @@ class Backend(Protocol):
         """Whether the same work may succeed on another connection: the server is away, or restarts."""
         ...
 
+    def after_erasing(self) -> bool:
+        """Removes old copies of what was erased from what is kept beside the tables; False: not yet, ask again."""
+        ...
+
     def mark(self, connection: Connection) -> str | None:
         """A name for what the transaction has written, just before its end; None: nothing, or it needs none."""
         ...

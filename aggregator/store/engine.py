@@ -18,14 +18,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, exc, make_url
 
-from aggregator.store import migrate
+from aggregator.store import erasure, migrate
 from aggregator.store.backend import Backend
 from aggregator.store.postgresql import Postgresql
 from aggregator.store.schema import SCHEMA_VERSION
@@ -36,6 +36,7 @@ T = TypeVar("T")
 BATCH_MAX = 64
 WAIT_S = 60.0
 HELD_WAIT_S = 2.0  # for the connection of a process that was killed just now
+ERASE_AGAIN_S = 1.0
 PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 _log = structlog.get_logger("aggregator")
 
@@ -50,6 +51,8 @@ class Database:
         self._wait_s = wait_s
         self._on_lost = on_lost
         self._closing = Event()
+        self._to_erase = True  # a process that was killed may have left something
+        self._erase_at = 0.0
         self._waiting: SimpleQueue[_Piece | None] = SimpleQueue()
         self._worker = Thread(target=self._serve, name="store", daemon=True)
         self._worker.start()
@@ -101,7 +104,11 @@ class Database:
         """In the worker: all pieces that wait become one transaction, since making it durable is what takes time."""
         going_on = True
         while going_on:
-            batch = [self._waiting.get()]
+            try:
+                batch = [self._waiting.get(timeout=ERASE_AGAIN_S if self._to_erase else None)]
+            except Empty:
+                self._erase()
+                continue
             while len(batch) < BATCH_MAX and not self._waiting.empty():
                 batch.append(self._waiting.get())
             going_on = None not in batch
@@ -120,6 +127,17 @@ class Database:
                 self._on_lost(own)
         for tell in done:
             tell()
+        self._to_erase |= attempt.erased
+        self._erase()
+
+    def _erase(self) -> None:
+        """What was erased goes from the log too, now or, while somebody reads there, in a moment."""
+        if self._to_erase and time.monotonic() >= self._erase_at:
+            try:
+                self._to_erase = not self._backend.after_erasing()
+            except exc.DBAPIError as error:
+                _log.warning("erasing_waits", reason=str(self._backend.own_error(error)))
+            self._erase_at = time.monotonic() + ERASE_AGAIN_S if self._to_erase else 0.0
 
 
 def backend_of(url: str, *, sole: bool = True) -> Backend:
@@ -223,6 +241,7 @@ class _Attempt:
         self._pieces = pieces
         self._done: list[Callable[[], None]] = []
         self._mark: str | None = None
+        self.erased = False
 
     def __call__(self) -> list[Callable[[], None]]:
         if self._mark is not None and self._backend.has_committed(self._mark):
@@ -231,6 +250,7 @@ class _Attempt:
         with self._backend.engine.begin() as connection:
             self._done = [_attempt(connection, piece) for piece in self._pieces]
             self._mark = self._backend.mark(connection)
+            self.erased = erasure.take(connection)
         return self._done
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from aggregator.members import Phase
+from aggregator.store import erasure
 from aggregator.store.schema import Json, metadata, rounds
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg import codec
@@ -131,6 +132,7 @@ def end_epoch(connection: Connection, value: KeyEpoch, reason: str, now_ms: int)
     mine = (key_epochs.c.epoch == value.epoch) & (key_epochs.c.ended_at_ms == 0)
     connection.execute(update(key_epochs).where(mine).values(reason=reason, ended_at_ms=now_ms))
     connection.execute(delete(epoch_shares).where(epoch_shares.c.epoch == value.epoch))
+    erasure.note(connection)
     return replace(value, reason=reason, ended_at_ms=now_ms)
 
 
@@ -198,6 +200,7 @@ def save_masked(connection: Connection, value: ServerRound) -> bool:
         return False
     if value.result is not None:
         value = replace(value, responses=tuple(replace(answer, shares=b"") for answer in value.responses))
+        erasure.note(connection)
     mine = masked_rounds.c.round_id == value.open.round_id
     connection.execute(update(masked_rounds).where(mine).values(state=codec.dumps(value)))
     return True

@@ -115,6 +115,10 @@ class Postgresql:
             return True
         return _is_connecting(error) and not any(word in str(error.orig) for word in NEVER)
 
+    def after_erasing(self) -> bool:
+        """Nothing: old row versions go with autovacuum, their bytes and the log when they are overwritten."""
+        return True
+
     def mark(self, connection: Connection) -> str | None:
         """The transaction's id, if it wrote anything."""
         found: str | None = connection.scalar(text("SELECT pg_current_xact_id_if_assigned()::text"))

@@ -76,16 +76,6 @@ def _model(connection: Connection, row: Row[Any]) -> ModelRecord:
     return ModelRecord(row.version, row.digest, row.round_id, {line.name: line.digest for line in state})
 
 
-def blobs(connection: Connection) -> set[bytes]:
-    """Digests of all blobs that runs and their models need."""
-    found = {
-        row.digest for table in (models, model_state) for row in connection.execute(select(table.c.digest))
-    }
-    for row in connection.execute(select(runs.c.bundle_digest, runs.c.test_set_digest)):
-        found |= {row.bundle_digest, row.test_set_digest}
-    return found - {b""}
-
-
 def scores(connection: Connection, run_id: str) -> list[tuple[int, Mapping[str, float]]]:
     """Each version with the metrics of the round that made it, oldest first; the initial one is left out."""
     query = (

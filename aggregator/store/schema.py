@@ -89,6 +89,9 @@ models = Table(
     Column("digest", LargeBinary(32), nullable=False),
     Column("round_id", BigInteger, nullable=False),  # 0: the initial model
     Column("created_at_ms", BigInteger, nullable=False),
+    Column(
+        "erased_at_ms", BigInteger, nullable=False, default=0
+    ),  # given up (`retention`); 0: its blob stays
 )
 
 # What a strategy keeps beside a version (momentum and the like); version 0 has none, its state is the strategy's own.

@@ -10,14 +10,16 @@ from sqlalchemy import URL, Connection, create_engine, event, exc
 
 from fedless.protocol.errors import Code, LocalError
 
-# WAL: readers do not stop the writer. FULL: a committed step survives a power cut. secure_delete: erased keys
-# are gone.
+BUSY_TIMEOUT = "busy_timeout=5000"
+# WAL: readers do not stop the writer. FULL: a committed step survives a power cut. secure_delete: what is erased is
+# overwritten. temp_store: no page is written to a file of which nobody knows.
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
-    "busy_timeout=5000",
+    BUSY_TIMEOUT,
     "secure_delete=ON",
+    "temp_store=MEMORY",
 )
 
 
@@ -75,6 +77,20 @@ class Sqlite:
     def may_pass(self, error: BaseException) -> bool:  # noqa: ARG002 - a file is there or not
         """Never: what keeps a file from being written is told at once."""
         return False
+
+    def after_erasing(self) -> bool:
+        """Empties the write-ahead log, which holds the pages of before; False while somebody else reads in it."""
+        with self.engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)  # noqa: S101 - the driver's
+            raw.execute(
+                "PRAGMA busy_timeout=100"
+            )  # whoever reads may read for long, and steps wait behind this
+            try:
+                busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                raw.execute(f"PRAGMA {BUSY_TIMEOUT}")
+        return not busy
 
     def mark(self, connection: Connection) -> str | None:  # noqa: ARG002 - a commit here fails or is durable
         """None."""

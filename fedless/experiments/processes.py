@@ -10,13 +10,16 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import psutil
 
+from fedless.experiments import watcher
 from fedless.protocol.errors import Code, LocalError
 
 TAIL_LINES = 12
@@ -51,6 +54,8 @@ class Children:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._children: list[Child] = []
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._telling = Lock()
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
@@ -59,6 +64,7 @@ class Children:
         with log.open("ab") as output:
             child = Child(name, _spawn(argv, output.fileno(), environment), log)
         self._children.append(child)
+        self._tell_watcher("+", child)
         return child
 
     def run(self, name: str, argv: Sequence[str], stdin: bytes, timeout_s: float) -> None:
@@ -67,6 +73,7 @@ class Children:
         with log.open("ab") as output:
             child = Child(name, _spawn(argv, output.fileno(), None, subprocess.PIPE), log)
         self._children.append(child)
+        self._tell_watcher("+", child)
         try:
             child.process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -77,15 +84,17 @@ class Children:
         if child.process.returncode:
             raise child.ended()
         self._children.remove(child)
+        self._tell_watcher("-", child)
 
     def kill(self, child: Child) -> None:
         """Kill a child and its whole family at once, as a power cut would; it is no longer expected to run."""
         self._children.remove(child)
-        for process in (family := _family(child)):
+        for process in (family := watcher.family(child.process.pid)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=5.0)
         child.process.wait()
+        self._tell_watcher("-", child)
 
     def check(self) -> None:
         """Raises what `Child.ended` says about the first child that is no longer running."""
@@ -107,7 +116,28 @@ class Children:
                 _stop(wave, 0.0)
             raise
         finally:
+            for child in self._children:
+                self._tell_watcher("-", child)
             self._children.clear()
+            self._end_watcher()
+
+    def _tell_watcher(self, sign: str, child: Child) -> None:
+        """So that a kill -9 of this process ends its children too."""
+        with self._telling, contextlib.suppress(BrokenPipeError):
+            if self._watcher is None:
+                command = (sys.executable, "-m", watcher.__name__)
+                self._watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            assert self._watcher.stdin is not None  # noqa: S101 - it is a pipe
+            self._watcher.stdin.write(f"{sign}{child.process.pid}\n".encode())
+            self._watcher.stdin.flush()
+
+    def _end_watcher(self) -> None:
+        with self._telling:
+            if self._watcher is not None and self._watcher.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._watcher.stdin.close()
+                self._watcher.wait()
+                self._watcher = None
 
 
 def tail(log: Path, lines: int = TAIL_LINES) -> str:
@@ -152,7 +182,7 @@ def _spawn(
 
 def _stop(children: Sequence[Child], grace_s: float) -> None:
     """Ask these and their process groups to end, then kill whatever of their families is left."""
-    families = [process for child in children for process in _family(child)]
+    families = [process for child in children for process in watcher.family(child.process.pid)]
     for child in children:
         _signal_group(child, signal.SIGTERM)
     _, left = psutil.wait_procs(families, timeout=grace_s)
@@ -163,18 +193,6 @@ def _stop(children: Sequence[Child], grace_s: float) -> None:
         _signal_group(child, signal.SIGKILL)  # a process that was started while we waited
         child.process.wait()
     psutil.wait_procs(left, timeout=1.0)
-
-
-def _family(child: Child) -> list[psutil.Process]:
-    """The child's descendants, and what they left behind: every process of its session, as far as they run."""
-    found: list[psutil.Process] = []
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(pid) == child.process.pid:
-                found.append(psutil.Process(pid))
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found += psutil.Process(child.process.pid).children(recursive=True)
-    return list(dict.fromkeys(found))
 
 
 def _signal_group(child: Child, number: signal.Signals) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aggregator import commit
-from aggregator.store import runs
+from aggregator.store import retention, runs
 from aggregator.strategies import make
 from aggregator.uploads import FloatSum
 from fedless.protocol.errors import PeerError
@@ -126,7 +126,7 @@ async def test_a_back_up_names_the_state_of_every_version(world: World) -> None:
     for nth in (1, 2):
         await everybody(world, nth)
     await world.ended(run_id)
-    needed = await world.database.run(runs.blobs)
+    needed = await world.database.run(partial(retention.needed, now_ms=world.clock()))
     states = [
         (await world.database.run(partial(runs.model, run_id=run_id, version=v))).state for v in (0, 1, 2)
     ]
