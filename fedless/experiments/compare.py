@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from fedless.experiments import charts, report
@@ -57,6 +58,23 @@ def table(runs: Sequence[Run], targets: Sequence[float]) -> Table:
     return Table("The runs", caption, header, rows, first=True)
 
 
+def over_seeds(runs: Sequence[Run], targets: Sequence[float]) -> Table | None:
+    """A row for each variant that ran with several seeds: means and standard deviations; None if there is none."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(str(run.summary.get("variant") or run.summary["name"]), []).append(run)
+    several = {name: mine for name, mine in together.items() if len(mine) > 1}
+    if not several:
+        return None
+    marks = [f"{100 * target:g}%" for target in targets]
+    header = ("variant", "seeds", "accuracy", *(f"rounds to {mark}" for mark in marks), "run s", "US$", "Wh")
+    rows = tuple(_spread(name, mine, targets, marks) for name, mine in several.items())
+    caption = (
+        "Mean and standard deviation over the seeds; of rounds over those that got there, with their number."
+    )
+    return Table("Over the seeds", caption, header, rows, first=True)
+
+
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """Accuracy by round, by time and by bytes; what each run took."""
     accuracy = "Test accuracy of each round's new model"
@@ -95,19 +113,25 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
 def write(folders: Sequence[Path], target: Path, targets: Sequence[float] = ()) -> Path:
     """The page that compares the runs in these folders, written to `target`."""
     runs = load(folders)
-    made = table(runs, targets or TARGETS)
+    made = [table(runs, targets or TARGETS), over_seeds(runs, targets or TARGETS)]
     title = " and ".join(sorted({str(run.summary["name"]) for run in runs}))
     lead = f"{len(runs)} runs side by side."
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(
-        report.page(f"{title}: comparison", lead, [], [made], figures(runs), []), encoding="utf-8"
+        report.page(f"{title}: comparison", lead, [], [one for one in made if one], figures(runs), []),
+        encoding="utf-8",
     )
     return target
 
 
 def text(folders: Sequence[Path], targets: Sequence[float] = ()) -> str:
     """The table alone, for a terminal; columns that no run has anything for are left out."""
-    made = table(load(folders), targets or TARGETS)
+    runs = load(folders)
+    made = [table(runs, targets or TARGETS), over_seeds(runs, targets or TARGETS)]
+    return "\n\n".join(_text(one) for one in made if one)
+
+
+def _text(made: Table) -> str:
     kept = [i for i in range(len(made.header)) if any(row[i] not in ("", "-") for row in made.rows)]
     return aligned([made.header[i] for i in kept], [[row[i] for i in kept] for row in made.rows])
 
@@ -155,6 +179,32 @@ def _row(run: Run, targets: Sequence[float], marks: Sequence[str]) -> tuple[str,
         dollars(spent["usd"]) if spent else "-",
         number(spent["wh"]) if spent else "-",
     )
+
+
+def _spread(
+    name: str, runs: Sequence[Run], targets: Sequence[float], marks: Sequence[str]
+) -> tuple[str, ...]:
+    when = [reached(run.rounds, targets)["rounds_to"] for run in runs]
+    spent = [(run.summary.get("cost") or {}).get("clients", {}) for run in runs]
+    return (
+        name,
+        str(len(runs)),
+        _mean([run.summary.get("test_accuracy") for run in runs]),
+        *(_mean([one[mark] for one in when]) for mark in marks),
+        _mean([run.summary.get("training_seconds") for run in runs]),
+        _mean([one.get("usd") for one in spent]),
+        _mean([one.get("wh") for one in spent]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """`mean ± deviation`, with how many there are if some are missing."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "-"
+    spread = f" ± {number(stdev(there))}" if len(there) > 1 else ""
+    count = "" if len(there) == len(values) else f" ({len(there)} of {len(values)})"
+    return f"{number(mean(there), 4)}{spread}{count}"
 
 
 def _points(run: Run, axis: str) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ class Dropouts:
         self._fleet = fleet
         self._number_of = number_of
         self._say = say
-        self._wanted = {(fleet.devices[one.client - 1].client_id, one.round) for one in wanted}
+        self._wanted = {(fleet.clients[one.client - 1].client_id, one.round) for one in wanted}
         self._clients = {client_id for client_id, _ in self._wanted}
         self._down: dict[str, int] = {}
 

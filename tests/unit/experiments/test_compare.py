@@ -42,6 +42,32 @@ def test_each_run_has_a_row_with_its_figures(two: list[Path]) -> None:
     assert rows[0]["MB up"] == "0.0048"
 
 
+def test_seeds_of_one_variant_are_summed_up(
+    tmp_path: Path, summary: dict[str, Any], rounds: list[dict[str, Any]]
+) -> None:
+    runs = [
+        folder(
+            tmp_path,
+            f"s{seed}",
+            {**summary, "seeds": [seed], "test_accuracy": 0.8 + seed / 10},
+            rounds[: 2 * seed],
+        )
+        for seed in (1, 2)
+    ]
+    made = compare.over_seeds(compare.load(runs), (0.7, 0.8, 0.99))
+    assert made is not None
+    (row,) = made.rows
+    found = dict(zip(made.header, row, strict=True))
+    assert (found["seeds"], found["accuracy"]) == ("2", "0.95 ± 0.0707")
+    assert (found["rounds to 70%"], found["rounds to 80%"], found["rounds to 99%"]) == (
+        "2 ± 0",
+        "3 (1 of 2)",
+        "-",
+    )
+    assert "Over the seeds" in compare.write(runs, tmp_path / "page.html").read_text()
+    assert compare.over_seeds(compare.load(runs[:1]), (0.7,)) is None
+
+
 def test_page_needs_nothing_else(two: list[Path], tmp_path: Path) -> None:
     text = compare.write(two, tmp_path / "out" / "compare.html").read_text()
     assert text.count("<svg") == 5
