@@ -21,11 +21,12 @@ from aggregator.privacy import clipped_share
 from aggregator.round import Round
 from aggregator.store.records import ModelRecord
 from aggregator.strategies.base import Beside, Doubles, Floats, Strategy
+from aggregator.strategies.grouped import Grouped
 from aggregator.strategies.robust import Robust
+from aggregator.unmasking import Unmasked
 from aggregator.uploads import BLOCK, FloatSum, float_blocks
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
-from fedless.protocol.secagg.ring import Decoded
 
 CLIENT_BLOCK = 1 << 10
 """Coordinates of one client that are read at a time, at least: 4 KiB."""
@@ -33,10 +34,14 @@ CLIENT_BLOCK = 1 << 10
 
 @dataclass(frozen=True)
 class MeanSum:
-    """The weighted mean of a masked round as if it were the sum of one report: float32[P], weight 1."""
+    """The weighted mean of a masked round as if it were the sum of one report: float32[P], weight 1.
+
+    `cohorts`: the means of its cohorts, for a rule that looks at them.
+    """
 
     total: npt.NDArray[np.float32]
     weight: int = 1
+    cohorts: Sequence[npt.NDArray[np.float32]] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ def mean_blocks(
             raise TypeError(strategy)
         weights = strategy.weights(updates.blocks(), len(updates.files))
         yield from (strategy.mean(block, weights) for block in updates.blocks())
+        return
+    if isinstance(strategy, Grouped):
+        if not isinstance(updates, MeanSum) or not updates.cohorts:
+            raise TypeError(updates)
+        for start in range(0, len(updates.total), BLOCK):
+            yield strategy.of_cohorts(np.stack([mean[start : start + BLOCK] for mean in updates.cohorts]))
         return
     scale = np.array(strategy.scale(beside))[:, None] / updates.weight
     vectors = updates.total.reshape(len(scale), -1)
@@ -151,8 +162,9 @@ def figures(round_: Round, prefix: str) -> dict[str, float]:
     return {**metrics, f"{prefix}_examples": float(examples)}
 
 
-def masked_figures(round_: Round, decoded: Decoded) -> dict[str, float]:
-    """The weighted means that came beside the sum, named as those of `figures`; who took part, and who did not."""
+def masked_figures(round_: Round, unmasked: Unmasked) -> dict[str, float]:
+    """The weighted means that came beside the sums, named as those of `figures`; of several cohorts, how many count."""
+    decoded, cohorts = unmasked.whole, round_.terms.sums
     noise = round_.terms.privacy
     if noise is not None:
         return ledger.figures(noise, clipped_share(noise, decoded.extras))
@@ -160,7 +172,13 @@ def masked_figures(round_: Round, decoded: Decoded) -> dict[str, float]:
     names = {"correct": "accuracy"}
     means_ = {f"{prefix}_{names.get(name, name)}": value for name, value in decoded.extras.items()}
     examples = decoded.weight * round_.terms.max_examples
-    return {**means_, f"{prefix}_examples": float(round(examples))}
+    found = {**means_, f"{prefix}_examples": float(round(examples))}
+    if cohorts > 1:
+        found |= {
+            "cohorts": float(len(unmasked.means)),
+            "cohorts_abandoned": float(cohorts - len(unmasked.means)),
+        }
+    return found
 
 
 def beside(round_: Round, extras: Mapping[str, float]) -> Beside:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -32,6 +32,7 @@ from aggregator.strategies.robust import Robust
 from aggregator.uploads import ClippedSum, FloatSum, RingSum
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
+from fedless.protocol.prg import Words
 
 Record = Callable[[Connection], None]
 
@@ -52,6 +53,7 @@ class Opened:
     change: Change
     phases_ms: Mapping[str, float]
     extras: Mapping[str, float]
+    reports: int
 
 
 class Completion:
@@ -89,7 +91,7 @@ class Completion:
 
     async def _open(self, round_: Round) -> Opened | None:
         try:
-            sum_, adding_ms = await self._means.coordinator.sum(round_.terms.round_id)
+            sums, adding_ms = await self._means.coordinator.sums(round_.terms.round_id)
         except LocalError as error:
             if error.code is not Code.STATE_CORRUPT:
                 raise
@@ -97,13 +99,15 @@ class Completion:
             return None
         if not await self._charged(round_):
             return None
-        if isinstance(sum_, RingSum):
-            return await self._unmask(round_, sum_, adding_ms)
-        if isinstance(sum_, ClippedSum) and round_.terms.privacy is not None:
-            return await self._add_noise(round_, sum_, round_.terms.privacy, adding_ms)
+        first = sums[0]
+        if isinstance(first, RingSum):
+            totals = [sum_.total for sum_ in sums if isinstance(sum_, RingSum)]
+            return await self._unmask(round_, totals, adding_ms)
+        if isinstance(first, ClippedSum) and round_.terms.privacy is not None:
+            return await self._add_noise(round_, first, round_.terms.privacy, adding_ms)
         prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
-        figures = commit.figures(round_, prefix)
-        return Opened(sum_, figures, PLAIN, {"aggregate": adding_ms}, commit.told(round_))
+        figures, reports = commit.figures(round_, prefix), round_.state.reported
+        return Opened(first, figures, PLAIN, {"aggregate": adding_ms}, commit.told(round_), reports)
 
     async def _charged(self, round_: Round) -> bool:
         """Charges a private round before anything of it is opened; one that the budgets do not allow is abandoned."""
@@ -122,21 +126,25 @@ class Completion:
         mean, clipped = await asyncio.to_thread(
             noised_mean, noise, sum_.total, sum_.clipped, sum_.weight, steps=sum_.steps, seed=seed
         )
-        return Opened(MeanSum(mean), figures(noise, clipped), PLAIN, {"aggregate": adding_ms}, {})
+        return Opened(
+            MeanSum(mean), figures(noise, clipped), PLAIN, {"aggregate": adding_ms}, {}, round_.state.reported
+        )
 
-    async def _unmask(self, round_: Round, sum_: RingSum, adding_ms: float) -> Opened | None:
+    async def _unmask(self, round_: Round, totals: Sequence[Words], adding_ms: float) -> Opened | None:
         if self._masked is None:
             raise LocalError(Code.INTERNAL, "A masked round in a run without masks.")
         began = time.monotonic()
         try:
-            decoded, change = await self._masked.open_sum(round_, sum_.total.copy(), self._unmask_ms)
+            copies = [total.copy() for total in totals]
+            unmasked = await self._masked.open_sums(round_, copies, self._unmask_ms)
         except PeerError as error:
             await self._abandon(round_, error)
             return None
         unmask_ms = (time.monotonic() - began) * 1000
-        figures = commit.masked_figures(round_, decoded)
-        phases = {"aggregate": adding_ms, "unmask": unmask_ms}
-        return Opened(MeanSum(decoded.mean), figures, change, phases, decoded.extras)
+        reports, phases = round_.state.reported - unmasked.lost, {"aggregate": adding_ms, "unmask": unmask_ms}
+        figures, decoded = commit.masked_figures(round_, unmasked), unmasked.whole
+        mean = MeanSum(decoded.mean, cohorts=[part.mean for part in unmasked.means])
+        return Opened(mean, figures, unmasked.change, phases, decoded.extras, reports)
 
     async def _abandon(self, round_: Round, error: PeerError | LocalError) -> None:
         change = PLAIN if self._masked is None else await self._masked.give_up(round_, error.code)
@@ -180,7 +188,7 @@ class Completion:
     async def _commit_evaluation(self, round_: Round, opened: Opened) -> None:
         """The figures of an evaluation belong to the training round of the same number."""
         terms = round_.terms
-        figures = {**opened.figures, "device_reports": float(len(commit.reported(round_)))}
+        figures = {**opened.figures, "device_reports": float(opened.reports)}
 
         def record(connection: Connection) -> None:
             rounds.add_figures(connection, terms.round_id, figures, commit.times(round_))

@@ -186,8 +186,8 @@ class Coordinator:
         await live.closed.wait()
         return live.round
 
-    async def sum(self, round_id: int) -> tuple[FloatSum | RingSum, float]:
-        """The sum of a closed round, each accepted report in it exactly once, and the ms it took.
+    async def sums(self, round_id: int) -> tuple[list[FloatSum] | list[RingSum], float]:
+        """The sums of a closed round's cohorts, each accepted report in one exactly once, and the ms it took.
 
         Raises `LocalError` STATE_CORRUPT if an accepted report cannot be read any more.
         """
@@ -197,7 +197,7 @@ class Coordinator:
             accepted = {member.client_id for member in members if member.stage is Stage.REPORTED}
             if live.added != accepted:  # after a restart, or an addition that failed
                 await self._add_again(live, accepted)
-            return live.open_sum(), live.adding_ms
+            return live.open_sums(), live.adding_ms
 
     def spooled(self, round_id: int, client_id: str) -> Path:
         """The file of an accepted report, there until its round has ended."""
@@ -313,12 +313,12 @@ class Coordinator:
         began = time.monotonic()
         if live.round.terms.report_bytes:
             file = self._spool.file(live.round.terms.round_id, client_id)
-            await asyncio.to_thread(live.open_sum().add, file, weight)
+            await asyncio.to_thread(live.sum_of(client_id).add, file, weight)
         live.added.add(client_id)
         live.adding_ms += (time.monotonic() - began) * 1000
 
     async def _add_again(self, live: Live, accepted: set[str]) -> None:
-        live.sum, live.added = None, set()
+        live.sums, live.added = [], set()
         terms = live.round.terms
         for client_id in sorted(accepted):
             header = live.round.state.members[client_id].header
@@ -334,7 +334,7 @@ class Coordinator:
 
     async def _end(self, live: Live) -> None:
         round_id = live.round.terms.round_id
-        live.sum = None
+        live.sums = []
         live.closed.set()
         self._live.pop(round_id, None)
         for task in live.tasks:

@@ -20,7 +20,8 @@ class Wanted:
     """A task and its bundle. `goal` reports of `woken` clients, `minimum` at least; `words` per report of `word_bytes`.
 
     `examples` 0: not stated. `peak_mb`: what the author's check measured (0: nothing); `memory_mb`: what the bundle's
-    instance may use. `vectors`: numbers of float32[`parameters`] that each model version keeps, itself included.
+    instance may use. `cohorts`: how many sums a round has. `vectors`: numbers of float32[`parameters`] that each
+    model version keeps, itself included.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Wanted:
     abandon_limit: int = 3
     key_epoch_slots: int = 1
     secagg_minimum: int = 0
+    cohorts: int = 1
+    least_cohorts: int = 1
 
     @property
     def model_bytes(self) -> int:

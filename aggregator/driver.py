@@ -148,8 +148,9 @@ class Driver:
         """Prepares and opens a masked round; None if it cannot be prepared, which is tried again, and bounded."""
         choose = await self._choice(terms, candidates)
         try:
+            least = self._strategy.least_cohorts if terms.kind is Kind.TRAIN else 1
             prepared = await mode.prepare(
-                Plan(terms, self._settings, self._run.task, model, candidates, choose)
+                Plan(terms, self._settings, self._run.task, model, candidates, choose, least)
             )
         except PeerError as error:
             self._setups_failed += 1

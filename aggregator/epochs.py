@@ -8,7 +8,7 @@ something to say, for at most 25 s. After a restart a set-up goes on where it wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -36,15 +36,17 @@ class KeyEpochs(EpochRecords):
 
     # -- called by the run's driver
 
-    async def usable(self, run_id: str, present: frozenset[str]) -> LiveEpoch | None:
-        """The run's key epoch, if a further slot of it can be opened; one that cannot is ended here.
+    async def usable(self, run_id: str, present: frozenset[str]) -> list[LiveEpoch]:
+        """The run's key epochs of which a further slot can be opened; those of which none can are ended here.
 
-        `present`: clients that are enrolled and not revoked. A set-up that was under way is completed first.
+        `present`: clients that are enrolled and not revoked. Set-ups that were under way are completed first; if
+        nothing is usable, and only then, the failure of one is raised.
         """
-        newest = await self._database.run(lambda c: masks.newest_epoch(c, run_id))
-        if newest is None or newest.ended_at_ms:
-            return None
-        live = self._live.setdefault(newest.epoch, LiveEpoch(newest))
+        found = await self._database.run(lambda c: masks.open_epochs(c, run_id))
+        lives = [self._live.setdefault(value.epoch, LiveEpoch(value)) for value in found]
+        return await _usable_of([self._usable(live, present) for live in lives])
+
+    async def _usable(self, live: LiveEpoch, present: frozenset[str]) -> LiveEpoch | None:
         if not live.value.state.members:
             return await self._set_up(live)
         gone = sum(client_id not in present for client_id in live.value.members)
@@ -53,37 +55,51 @@ class KeyEpochs(EpochRecords):
         await self.end(live, _why_over(live.value.state, gone))
         return None
 
-    async def open(
-        self, terms: Terms, cohort: Sequence[str], *, minimum: int, trust: epochs.Trust, window_ms: int
-    ) -> LiveEpoch:
-        """A new key epoch with these clients, once it is usable. `terms`: of a round that it serves.
+    async def set_up_failed(self, run_id: str) -> bool:
+        """Whether too few clients came to the run's newest key epoch."""
+        return await self._database.run(lambda c: masks.set_up_failed(c, run_id))
 
-        The number of slots doubles from one good key epoch to the next (1, 2, 4, ... 16). Each of its two steps
-        takes at most `window_ms`. Raises `PeerError` TOO_FEW when fewer than `minimum` clients join in time.
+    async def open(
+        self,
+        terms: Terms,
+        cohorts: Sequence[Sequence[str]],
+        *,
+        minimum: int,
+        trust: epochs.Trust,
+        window_ms: int,
+    ) -> list[LiveEpoch]:
+        """New key epochs side by side, one with each cohort, once they are usable. `terms`: of a round that they serve.
+
+        The number of slots doubles from one good key epoch to the next (1, 2, 4, ... 16). Each of the two steps
+        takes at most `window_ms`. A cohort of which fewer than `minimum` clients join in time is left out; raises
+        `PeerError` TOO_FEW when that is so of all.
         """
         now, run_id = self._clock(), terms.run_id
 
-        def work(connection: Connection) -> KeyEpoch:
+        def work(connection: Connection) -> list[KeyEpoch]:
             slots = epochs.next_slots(masks.longest_epoch(connection, run_id))
-            number = rounds.next_id(connection, now)
-            value = KeyEpoch(
-                epoch=number,
-                run_id=run_id,
-                cohort={client_id: self._tickets.nonce() for client_id in cohort},
-                minimum=minimum,
-                opened_at_ms=now,
-                keys_until_ms=now + window_ms,
-                shares_until_ms=now + 2 * window_ms,
-                state=ServerEpoch(number, slots, trust),
-            )
-            masks.insert_epoch(connection, value)
-            self._note(connection, value, "key_epoch_opened", clients=len(cohort), slots=slots)
-            return value
+            values = []
+            for cohort in cohorts:
+                number = rounds.next_id(connection, now)
+                value = KeyEpoch(
+                    epoch=number,
+                    run_id=run_id,
+                    cohort={client_id: self._tickets.nonce() for client_id in cohort},
+                    minimum=minimum,
+                    opened_at_ms=now,
+                    keys_until_ms=now + window_ms,
+                    shares_until_ms=now + 2 * window_ms,
+                    state=ServerEpoch(number, slots, trust),
+                )
+                masks.insert_epoch(connection, value)
+                self._note(connection, value, "key_epoch_opened", clients=len(cohort), slots=slots)
+                values.append(value)
+            return values
 
-        value = await self._database.run(work)
+        values = await self._database.run(work)
         self._on_step(run_id)
-        live = self._live[value.epoch] = LiveEpoch(value)
-        return await self._set_up(live)
+        lives = [self._live.setdefault(value.epoch, LiveEpoch(value)) for value in values]
+        return await _usable_of([self._set_up(live) for live in lives])
 
     # -- the set-up
 
@@ -243,6 +259,16 @@ class KeyEpochs(EpochRecords):
         if not there(live.value):
             await self.let_go(live.value.run_id)  # the run may have been stopped
         return (await self._open(client_id, live.value.epoch)).value.state
+
+
+async def _usable_of(works: Sequence[Coroutine[None, None, LiveEpoch | None]]) -> list[LiveEpoch]:
+    """Those that are usable, when all are through; a set-up's failure is raised if there is none."""
+    found = await asyncio.gather(*works, return_exceptions=True)
+    usable = [each for each in found if isinstance(each, LiveEpoch)]
+    for each in found:
+        if isinstance(each, BaseException) and not (usable and isinstance(each, PeerError)):
+            raise each
+    return usable
 
 
 def _is_in_roster(state: ServerEpoch, keys: EpochKeys) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from aggregator.demand import PARTICIPANT_MB, Client, Refusal, Service, Wanted
 from fedless.protocol.errors import Code
 from fedless.protocol.messages import Mode
-from fedless.protocol.secagg.epochs import COHORT_MAX
 
 RUNTIME_MB = 110
 """What a cloud function needs beside the bundle (`cloud_adapters.base.RUNTIME_MB`; a test compares)."""
@@ -42,11 +41,10 @@ def refusals(
         yield _too_few(wanted, len(clients))
     elif len(fit) < wanted.needed:
         yield _unfit(wanted, clients, len(fit), notes)
-    if wanted.mode is Mode.PAIRWISE and wanted.goal > COHORT_MAX:
-        reason = f"A cohort of {wanted.goal} clients; masks in pairs bind at most {COHORT_MAX}."
-        yield Refusal(
-            Code.OUT_OF_RANGE, reason, f'cohort.size = {COHORT_MAX}, or mode = "helper" for larger cohorts'
-        )
+    if wanted.cohorts < wanted.least_cohorts:
+        found = f"{wanted.woken} clients make {wanted.cohorts} cohorts"
+        reason = f"{found}; {wanted.strategy} needs {wanted.least_cohorts}."
+        yield Refusal(Code.TOO_FEW, reason, "more clients, or smaller cohorts (secagg.cohort_size)")
     if service.disk_free_bytes and spool_bytes > service.disk_free_bytes:
         free = service.disk_free_bytes // max(1, wanted.report_bytes)
         reason = (

@@ -32,20 +32,20 @@ def cohort_too_small(state: State, event: e.CohortSelected) -> bool:
 
 def completes(state: State, event: e.ReportArrived) -> bool:
     """With this report the goal is reached, or the minimum while nobody else is outstanding."""
-    reported = state.reported + 1
-    return reported >= state.goal or (
-        reported >= state.terms.minimum and _others_outstanding(state, event.client_id) == 0
+    return state.reported + 1 >= state.goal or (
+        state.counting_with(event.client_id) >= state.terms.minimum
+        and _others_outstanding(state, event.client_id) == 0
     )
 
 
-def reaches_minimum(state: State, _event: e.ReportArrived) -> bool:
-    """With this report there are as many as the minimum."""
-    return state.reported + 1 >= state.terms.minimum
+def reaches_minimum(state: State, event: e.ReportArrived) -> bool:
+    """With this report there are as many as the minimum, of cohorts that can be opened."""
+    return state.counting_with(event.client_id) >= state.terms.minimum
 
 
 def leaves_too_few(state: State, event: e.ReportSpoiled | e.ClientGaveUp) -> bool:
     """Without this client the minimum cannot be reached any more."""
-    return state.reported + _others_outstanding(state, event.client_id) < state.terms.minimum
+    return state.reachable_without(event.client_id) < state.terms.minimum
 
 
 def leaves_nobody_outstanding(state: State, event: e.ReportSpoiled | e.ClientGaveUp) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from aggregator.ledger import add_server_noise
 from aggregator.link import Answer, SecondParty
 from aggregator.masked import Plan, Prepared, encoding_of, sized
 from aggregator.members import Stage, Terms
-from aggregator.pairwise import Change
+from aggregator.pairwise import Change, Unmasked
 from aggregator.round import Round
 from aggregator.store import helper_rounds as store
 from aggregator.store import history, runs
@@ -43,7 +43,7 @@ from fedless.protocol.secagg.helper import (
     subtract_masks,
 )
 from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, HelperReport
-from fedless.protocol.secagg.ring import Decoded, RingEncoding
+from fedless.protocol.secagg.ring import RingEncoding
 
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 500, 15_000
 CALL_MS_MIN = 1_000
@@ -156,12 +156,11 @@ class HelperRounds:
 
     # -- unmasking, called by the run's driver
 
-    async def open_sum(self, round_: Round, total: Words, window_ms: int) -> tuple[Decoded, Change]:
-        """The mean of a closed round's reports, but for those that the helper refuses; `total` is changed in place.
+    async def open_sums(self, round_: Round, totals: Sequence[Words], window_ms: int) -> Unmasked:
+        """The mean of a closed round's reports, but for those that the helper refuses; its one sum is changed in place.
 
-        Asks until there is an answer, for at most `window_ms`. What is returned beside the mean is to be recorded in
-        the transaction that commits the model. Raises `PeerError`: what the helper said of the set as a whole,
-        HELPER_UNREACHABLE, TOO_FEW (without the refused ones), an answer that does not check, or OUT_OF_RANGE.
+        Asks until there is an answer, for at most `window_ms`. Raises `PeerError`: what the helper said of the set as
+        a whole, HELPER_UNREACHABLE, TOO_FEW (without the refused ones), an answer that does not check, OUT_OF_RANGE.
         """
         terms, heads = round_.terms, _heads(round_)
         opened = await self._find(terms)
@@ -179,10 +178,10 @@ class HelperRounds:
             refused = await self._leave_out(terms, request, refused, answer)
         head, words = answer
         await asyncio.to_thread(check_mask_sum, request, head, words, self._calls.party.member)
-        await asyncio.to_thread(self._take_off, terms.round_id, refused, words, total)
-        await add_server_noise(self._database, terms, opened.encoding, total, opened.context)
-        decoded = ring.decode(opened.encoding, total, len(reports))
-        return decoded, self._ending(terms, refused)
+        await asyncio.to_thread(self._take_off, terms.round_id, refused, words, totals[0])
+        await add_server_noise(self._database, terms, opened.encoding, totals[0], opened.context)
+        decoded = ring.decode(opened.encoding, totals[0], len(reports))
+        return Unmasked((decoded,), self._ending(terms, refused), len(refused))
 
     async def give_up(self, round_: Round, code: Code) -> Change:
         """Ends a round without a sum. Nothing was revealed but, perhaps, a sum that was out of range."""

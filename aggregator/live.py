@@ -36,29 +36,33 @@ class MaskedRounds(Protocol):
 
 @dataclass
 class Live:
-    """A round in memory, with what hangs on it; `added` says whose reports are in `sum`."""
+    """A round in memory, with what hangs on it; `added` says whose reports are in `sums`."""
 
     round: Round
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
-    sum: FloatSum | RingSum | None = None
+    sums: list[FloatSum] | list[RingSum] = field(default_factory=list)
     added: set[str] = field(default_factory=set)
     adding_ms: float = 0.0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     refused: set[tuple[str, Code]] = field(default_factory=set)
     stale: bool = False  # a step was not recorded: the database knows, memory does not
 
-    def open_sum(self) -> FloatSum | RingSum:
-        """The round's running sum, made when it is first needed."""
-        if self.sum is None:
-            terms = self.round.terms
-            self.sum = _sum_of(terms)
-        return self.sum
+    def open_sums(self) -> list[FloatSum] | list[RingSum]:
+        """The round's running sums, one for each of its cohorts, made when they are first needed."""
+        terms = self.round.terms
+        if not self.sums and terms.is_masked:
+            self.sums = [RingSum(terms.words, terms.encoding) for _ in range(terms.sums)]
+        elif not self.sums:
+            self.sums = [_plain_sum(terms)]
+        return self.sums
+
+    def sum_of(self, client_id: str) -> FloatSum | RingSum:
+        """The running sum that a client's report belongs to."""
+        return self.open_sums()[self.round.state.cohort_of(client_id)]
 
 
-def _sum_of(terms: Terms) -> FloatSum | RingSum:
-    if terms.is_masked:
-        return RingSum(terms.words, terms.encoding)
+def _plain_sum(terms: Terms) -> FloatSum:
     noise = terms.privacy
     if noise is None or noise.place is not Place.SERVER:
         return FloatSum(terms.words)

@@ -7,6 +7,7 @@ other, and its sum is opened after its reports are closed. `helpers.py` answers 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,19 +16,19 @@ from aggregator import privacy
 from aggregator.epochs import KeyEpochs, LiveEpoch
 from aggregator.interfaces import ClientRecord, Random
 from aggregator.live import MaskedRounds
-from aggregator.members import Terms
-from aggregator.pairwise import Change, PairwiseRounds
+from aggregator.members import Cohort, Terms
+from aggregator.pairwise import Change, PairwiseRounds, Unmasked
 from aggregator.privacy import Place
 from aggregator.round import Round
 from aggregator.store.records import ModelRecord
 from aggregator.tasks import TaskSettings
+from fedless.protocol.crypto import sha256
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Encoding, Kind, Mode
 from fedless.protocol.prg import Words
 from fedless.protocol.secagg import ring
-from fedless.protocol.secagg.epochs import COHORT_MAX
 from fedless.protocol.secagg.messages import RoundOpen
-from fedless.protocol.secagg.ring import Decoded, Extra, RingEncoding
+from fedless.protocol.secagg.ring import Extra, RingEncoding
 
 Choose = Callable[[int, bytes], list[str]]
 """So many of a plan's candidates, as its task's selection draws them with 32 random bytes."""
@@ -43,6 +44,7 @@ class Plan:
     model: ModelRecord
     candidates: Sequence[ClientRecord]
     choose: Choose
+    least_cohorts: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class MaskedMode(MaskedRounds, Protocol):
         """Makes a round ready to be opened; may take as long as its settings allow. Raises `PeerError` TOO_FEW."""
         ...
 
-    async def open_sum(self, round_: Round, total: Words, window_ms: int) -> tuple[Decoded, Change]:
-        """The mean of a closed round's reports, of their masked sum `total` (changed in place).
+    async def open_sums(self, round_: Round, totals: Sequence[Words], window_ms: int) -> Unmasked:
+        """The means of a closed round's cohorts, of their masked sums `totals` (changed in place).
 
         Raises `PeerError`; then `give_up`.
         """
@@ -98,59 +100,109 @@ class Pairwise:
         self._random = random
         self.offer = rounds.offer
         self.check_head = rounds.check_head
-        self.open_sum = rounds.open_sum
+        self.open_sums = rounds.open_sums
         self.give_up = rounds.give_up
         self.settle = rounds.settle
 
     async def prepare(self, plan: Plan) -> Prepared:
-        """The next slot of the run's key epoch; a new key epoch with the clients at hand, where there is none."""
+        """The next slot of each of the run's key epochs; new ones with the clients at hand, where there are none."""
         present = frozenset(record.client_id for record in plan.candidates)
-        epoch = await self._epochs.usable(plan.terms.run_id, present)
-        if epoch is None:
-            epoch = await self._new_epoch(plan)
-        members = [client_id for client_id in epoch.value.members if client_id in present]
-        threshold = epoch.value.state.sealed_roster.threshold
-        size = len(epoch.value.members)
-        minimum = min(size, max(threshold, plan.settings.cohort.minimum_reports))
-        plan = sized(plan, size)
-        encoding = encoding_of(plan, size, minimum)
+        lives = await self._epochs.usable(plan.terms.run_id, present)
+        lives += await self._further(plan, lives)
+        lives.sort(key=lambda live: live.value.epoch)
+        _check_cohorts(plan, lives)
+        plan = sized(plan, max(len(live.value.members) for live in lives))
+        cohorts = [_cohort(plan, live, present, alone=len(lives) == 1) for live in lives]
+        opened = [
+            (live, _unsigned(plan, live, cohort.minimum)) for live, cohort in zip(lives, cohorts, strict=True)
+        ]
+        encoding = opened[0][1].encoding
         terms = replace(
             plan.terms,
             mode=Mode.PAIRWISE,
-            goal=size,
-            minimum=minimum,
+            goal=sum(len(live.value.members) for live in lives),
+            minimum=_minimum(plan, lives, cohorts),
             encoding=Encoding.RING16 if encoding.bits == 16 else Encoding.RING32,  # noqa: PLR2004
             extra_words=encoding.words - encoding.dimension,
+            cohorts=tuple(cohorts),
+            least_cohorts=plan.least_cohorts,
         )
-        opened = RoundOpen(
-            round_id=0,
-            epoch=epoch.value.epoch,
-            slot=0,
-            model_version=plan.terms.model_version,
-            model_digest=plan.model.start(plan.terms.kind),
-            task_digest=hashlib.sha256(plan.task).digest(),
-            encoding=encoding,
-            prg=epoch.value.state.prg,
-            min_alive=minimum,
-            deadline_at_ms=0,
-            signature=b"",
-        )
-        return Prepared(terms, members, self._rounds.opening(epoch, opened))
+        members = [client_id for cohort in cohorts for client_id in cohort.clients]
+        return Prepared(terms, members, self._rounds.opening(opened))
 
-    async def _new_epoch(self, plan: Plan) -> LiveEpoch:
-        cohort, secagg = plan.settings.cohort, plan.settings.secagg
-        wanted = max(cohort.goal(len(plan.candidates)), secagg.minimum)
-        if wanted > COHORT_MAX:
-            detail = f"Expected a cohort of at most {COHORT_MAX} in pairwise mode, found {wanted}."
-            raise PeerError(Code.OUT_OF_RANGE, detail, fix="Lower cohort.size, or use helper mode.")
-        chosen = plan.choose(wanted, self._random(32))
+    async def _further(self, plan: Plan, lives: Sequence[LiveEpoch]) -> list[LiveEpoch]:
+        """Key epochs for those cohorts of the selection that have none, with clients that are in no other."""
+        secagg, run_id = plan.settings.secagg, plan.terms.run_id
+        sizes = plan.settings.cohort_sizes(len(plan.candidates))
+        missing = sizes[len(lives) :]
+        if not missing or (_is_enough(plan, lives) and await self._epochs.set_up_failed(run_id)):
+            return []
+        busy = {client_id for live in lives for client_id in live.value.cohort}
+        drawn = plan.choose(min(sum(missing) + len(busy), len(plan.candidates)), self._random(32))
+        chosen = [client_id for client_id in drawn if client_id not in busy][: sum(missing)]
+        if lives and len(chosen) < secagg.minimum:
+            return []
+        cohort = plan.settings.cohort
         return await self._epochs.open(
             plan.terms,
-            chosen,
-            minimum=max(secagg.minimum, cohort.minimum_reports),
+            split(chosen, min(len(missing), max(1, len(chosen) // secagg.minimum)), self._random(32)),
+            minimum=secagg.minimum if len(sizes) > 1 else max(secagg.minimum, cohort.minimum_reports),
             trust=secagg.trust,
             window_ms=1000 * secagg.setup_s,
         )
+
+
+def split(clients: Sequence[str], count: int, randomness: bytes) -> list[list[str]]:
+    """Clients dealt out to `count` cohorts in an order that nobody can foresee."""
+    shuffled = sorted(clients, key=lambda client_id: sha256(randomness + client_id.encode()))
+    return [shuffled[at::count] for at in range(count)]
+
+
+def _is_enough(plan: Plan, lives: Sequence[LiveEpoch]) -> bool:
+    """Whether a round may be opened with these key epochs only."""
+    members = sum(len(live.value.members) for live in lives)
+    alone = len(lives) == 1
+    return len(lives) >= plan.least_cohorts and (alone or members >= plan.settings.cohort.minimum_reports)
+
+
+def _check_cohorts(plan: Plan, lives: Sequence[LiveEpoch]) -> None:
+    if _is_enough(plan, lives):
+        return
+    members, least = sum(len(live.value.members) for live in lives), plan.settings.cohort.minimum_reports
+    detail = f"{len(lives)} cohorts with {members} members are ready"
+    raise PeerError(Code.TOO_FEW, f"{detail}; at least {plan.least_cohorts} with {least} in all are needed.")
+
+
+def _cohort(plan: Plan, live: LiveEpoch, present: frozenset[str], *, alone: bool) -> Cohort:
+    members, threshold = live.value.members, live.value.state.sealed_roster.threshold
+    least = plan.settings.cohort.minimum_reports if alone else 0
+    clients = tuple(client_id for client_id in members if client_id in present)
+    return Cohort(live.value.epoch, min(len(members), max(threshold, least)), clients)
+
+
+def _minimum(plan: Plan, lives: Sequence[LiveEpoch], cohorts: Sequence[Cohort]) -> int:
+    """How many reports the round needs: as the task says, else half of what would open all cohorts."""
+    if len(cohorts) == 1:
+        return cohorts[0].minimum
+    needed, members = plan.settings.cohort.minimum_reports, sum(len(live.value.members) for live in lives)
+    return min(members, needed) or math.ceil(sum(cohort.minimum for cohort in cohorts) / 2)
+
+
+def _unsigned(plan: Plan, live: LiveEpoch, minimum: int) -> RoundOpen:
+    """A cohort's M4 but for what is known when it is written down."""
+    return RoundOpen(
+        round_id=0,
+        epoch=live.value.epoch,
+        slot=0,
+        model_version=plan.terms.model_version,
+        model_digest=plan.model.start(plan.terms.kind),
+        task_digest=hashlib.sha256(plan.task).digest(),
+        encoding=encoding_of(plan, len(live.value.members), minimum),
+        prg=live.value.state.prg,
+        min_alive=minimum,
+        deadline_at_ms=0,
+        signature=b"",
+    )
 
 
 def sized(plan: Plan, n: int) -> Plan:

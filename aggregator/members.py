@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +43,16 @@ class Loss(StrEnum):
     NEVER_CHECKED_IN = "never_checked_in"
     NEVER_REPORTED = "never_reported"
     SURPLUS = "surplus"  # the round had enough reports without it
+    COHORT_ABANDONED = "cohort_abandoned"  # it reported, but too few others of its cohort did
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Clients whose masks cancel among themselves: key epoch `epoch`. Fewer than `minimum` reports give no sum."""
+
+    epoch: int
+    minimum: int
+    clients: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Terms:
     An update has `vectors` times P coordinates, and beside it `extras`: names, and the most that each may be of one
     client. `population` is how many clients could have been asked.
     `privacy` is the noise of a training round under differential privacy.
+    `cohorts` is how a round in pairwise mode is split, with a sum for each (empty: one sum for all); only reports of
+    cohorts that can be opened count for `minimum`, and none if these are fewer than `least_cohorts`.
     """
 
     round_id: int
@@ -78,6 +90,13 @@ class Terms:
     extras: tuple[tuple[str, float], ...] = ()
     population: int = 0
     privacy: Noise | None = None
+    cohorts: tuple[Cohort, ...] = ()
+    least_cohorts: int = 1
+
+    @property
+    def sums(self) -> int:
+        """How many sums the round has."""
+        return max(1, len(self.cohorts))
 
     @property
     def report_bytes(self) -> int:
@@ -123,14 +142,58 @@ class State:
         self.phase = phase
         self.reason = reason
         self.grace_until_ms = grace_until_ms
-        self._members = members
-        self.reported = sum(member.stage is Stage.REPORTED for member in members.values())
-        self.outstanding = sum(member.is_outstanding for member in members.values())
+        self._members: dict[str, Member] = {}
+        self._cohort_of = {client: at for at, cohort in enumerate(terms.cohorts) for client in cohort.clients}
+        self._reported = [0] * terms.sums
+        self._outstanding = [0] * terms.sums
+        for member in members.values():
+            self.put(member)
 
     @property
     def members(self) -> Mapping[str, Member]:
         """The cohort by client id."""
         return self._members
+
+    @property
+    def reported(self) -> int:
+        """Reports so far."""
+        return sum(self._reported)
+
+    @property
+    def outstanding(self) -> int:
+        """Reports that may still be hoped for."""
+        return sum(self._outstanding)
+
+    def cohort_of(self, client_id: str) -> int:
+        """In which of the round's sums the client's report is, from 0."""
+        return self._cohort_of.get(client_id, 0)
+
+    def counting_with(self, client_id: str = "") -> int:
+        """Reports of cohorts that can be opened; with one more of this client."""
+        return self._openable(self._with(self._reported, client_id, 1))
+
+    def reachable_without(self, client_id: str) -> int:
+        """What `counting_with` can come to if this client gives up."""
+        hoped = self._with(self._outstanding, client_id, -self._members[client_id].is_outstanding)
+        return self._openable([have + more for have, more in zip(self._reported, hoped, strict=True)])
+
+    def has_enough(self, cohort: int) -> bool:
+        """Whether the cohort's sum can be opened."""
+        least = self.terms.cohorts[cohort].minimum if self.terms.cohorts else self.terms.minimum
+        return self._reported[cohort] >= least
+
+    def _with(self, counts: Sequence[int], client_id: str, more: int) -> list[int]:
+        changed = list(counts)
+        if client_id:
+            changed[self.cohort_of(client_id)] += more
+        return changed
+
+    def _openable(self, counts: Sequence[int]) -> int:
+        cohorts = self.terms.cohorts
+        if not cohorts:
+            return sum(counts)
+        enough = [count for count, cohort in zip(counts, cohorts, strict=True) if count >= cohort.minimum]
+        return sum(enough) if len(enough) >= self.terms.least_cohorts else 0
 
     @property
     def goal(self) -> int:
@@ -140,6 +203,8 @@ class State:
     def put(self, member: Member) -> None:
         """Adds or replaces a member."""
         old = self._members.get(member.client_id)
-        self.reported += (member.stage is Stage.REPORTED) - (old is not None and old.stage is Stage.REPORTED)
-        self.outstanding += member.is_outstanding - (old is not None and old.is_outstanding)
+        at = self.cohort_of(member.client_id)
+        was_in = old is not None and old.stage is Stage.REPORTED
+        self._reported[at] += (member.stage is Stage.REPORTED) - was_in
+        self._outstanding[at] += member.is_outstanding - (old is not None and old.is_outstanding)
         self._members[member.client_id] = member

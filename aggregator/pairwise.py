@@ -1,67 +1,39 @@
-"""Rounds in pairwise mode at the aggregator: M4 out, M5's heads, M6 to M8, and the unmasked sum.
+"""Rounds in pairwise mode at the aggregator: M4 out, M5's heads, M6 to M8, and the unmasked sums.
 
-A thin driver of `fedless.protocol.secagg.server`: store, then say. The round's automaton decides when reports close;
-this module opens the sum afterwards, from the answers of enough holders, or gives up with a reason. Nothing of a
-round is revealed before its list of survivors is signed, and only one list ever is.
+A thin driver of `fedless.protocol.secagg.server`: store, then say. A round has one cohort or several, each with a key
+epoch, a sum and a list of survivors of its own; its automaton decides when reports close. Then `unmasking.py` opens
+cohort after cohort from the answers of enough holders, or leaves one out with a reason.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-import structlog
 from sqlalchemy import Connection
 
 from aggregator.epochs import KeyEpochs, LiveEpoch, Signing
 from aggregator.interfaces import Clock, Sleep
-from aggregator.ledger import add_server_noise
-from aggregator.members import Stage, Terms
+from aggregator.members import Terms
 from aggregator.round import Round
 from aggregator.store import history, masks, rounds
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
+from aggregator.unmasking import Change, LiveMasks, Unmasked, Unmasking, all_of
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import LONG_POLL_MS, Kind, ReportHeader
+from fedless.protocol.messages import LONG_POLL_MS, ReportHeader
 from fedless.protocol.prg import Words
 from fedless.protocol.secagg import codec, server
 from fedless.protocol.secagg.assembly import ServerEpoch
 from fedless.protocol.secagg.messages import MaskedReport, RoundOpen, UnmaskResponse
-from fedless.protocol.secagg.recovery import Recovery
 from fedless.protocol.secagg.ring import Decoded
-from fedless.protocol.secagg.server import Reported, ServerRound
+from fedless.protocol.secagg.server import Reported
 from fedless.protocol.secagg.state import Mark
 
-PROMPT_MS = 3_000
-"""Reporters wait for the unmask request; only if too few of them answer in this time the others are woken."""
-TIMER_SLICE_MS = 500
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Change:
-    """What to write in the transaction of a larger step, and what to do once that has committed."""
-
-    record: Callable[[Connection, Terms], None]
-    then: Callable[[], None]
-
-
-@dataclass
-class LiveMasks:
-    """A masked round in memory; `changed` is set, and replaced, when there may be something new to say."""
-
-    value: ServerRound
-    epoch: LiveEpoch
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self) -> None:
-        """Wakes everybody who waits for news."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+__all__ = ["Change", "LiveMasks", "PairwiseRounds", "Unmasked"]
 
 
 class PairwiseRounds:
@@ -80,36 +52,41 @@ class PairwiseRounds:
     ) -> None:
         self._database = database
         self._epochs = epochs
-        self._tickets = tickets
         self._signing = signing
         self._clock = clock
-        self._sleep = sleep
         self._on_step = on_step
-        self._live: dict[int, LiveMasks] = {}
+        self._unmasking = Unmasking(
+            database, epochs, tickets, signing, clock=clock, sleep=sleep, on_step=on_step
+        )
+        self._live: dict[int, list[LiveMasks]] = {}
 
     # -- opening, called by the run's driver
 
-    def opening(self, epoch: LiveEpoch, opened: RoundOpen) -> Change:
-        """What to write down when the round opens: M4, signed for the key epoch's next slot, which is used up by it.
+    def opening(self, cohorts: Sequence[tuple[LiveEpoch, RoundOpen]]) -> Change:
+        """What to write down when the round opens: an M4 for each cohort, for the next slot of its key epoch.
 
-        `opened` lacks its round id, slot, deadline and signature; they are known when the round is written.
+        The slot is used up by it. What is given lacks round id, slot, deadline and signature; they are known when the
+        round is written.
         """
-        written: list[tuple[ServerEpoch, ServerRound]] = []
+        written: list[tuple[ServerEpoch, LiveMasks]] = []
 
         def record(connection: Connection, terms: Terms) -> None:
-            slot = epoch.value.state.next_slot
-            complete = replace(
-                opened, round_id=terms.round_id, slot=slot, deadline_at_ms=terms.deadline_at_ms
-            )
-            state, round_ = server.open_round(epoch.value.state, complete, sign=self._signing.sign)
-            masks.save_epoch(connection, replace(epoch.value, state=state))
-            masks.insert_masked(connection, round_)
-            written.append((state, round_))
+            written.clear()
+            for epoch, opened in cohorts:
+                slot = epoch.value.state.next_slot
+                complete = replace(
+                    opened, round_id=terms.round_id, slot=slot, deadline_at_ms=terms.deadline_at_ms
+                )
+                state, round_ = server.open_round(epoch.value.state, complete, sign=self._signing.sign)
+                masks.save_epoch(connection, replace(epoch.value, state=state))
+                masks.insert_masked(connection, round_)
+                written.append((state, LiveMasks(round_, epoch)))
 
         def then() -> None:
-            state, round_ = written[-1]
-            epoch.value = replace(epoch.value, state=state)
-            self._live.setdefault(round_.open.round_id, LiveMasks(round_, epoch))
+            for state, live in written:
+                live.epoch.value = replace(live.epoch.value, state=state)
+            lives = [live for _, live in written]
+            self._live.setdefault(lives[0].value.open.round_id, lives)
 
         return Change(record, then)
 
@@ -117,7 +94,7 @@ class PairwiseRounds:
 
     async def offer(self, terms: Terms, client_id: str, mark: bytes) -> bytes:
         """M4 for a client that checks in. Raises `PeerError` STATE_OLDER if its key state is lost or was restored."""
-        live = await self._find(terms.round_id)
+        live = await self._member(client_id, terms.round_id)
         index = live.epoch.value.state.sealed_roster.index_of(client_id)
         state = live.epoch.value.state
         earlier = await self._database.run(lambda c: masks.masked_of_epoch(c, state.epoch))
@@ -134,7 +111,7 @@ class PairwiseRounds:
 
     async def check_head(self, terms: Terms, client_id: str, header: ReportHeader) -> None:
         """Whether a masked report's signed head is of this client and this round. Raises `PeerError`."""
-        live = await self._find(terms.round_id)
+        live = await self._member(client_id, terms.round_id)
         head = codec.loads(MaskedReport, header.masked)
         if live.epoch.value.state.sealed_roster.index_of(client_id) != head.index:
             raise PeerError(Code.NOT_IN_COHORT, "The report names another member than the caller.")
@@ -152,30 +129,39 @@ class PairwiseRounds:
 
     # -- unmasking, called by the run's driver
 
-    async def open_sum(self, round_: Round, total: Words, window_ms: int) -> tuple[Decoded, Change]:
-        """The mean of a closed round's reports; `total` [words] is their masked sum, which is changed in place.
+    async def open_sums(self, round_: Round, totals: Sequence[Words], window_ms: int) -> Unmasked:
+        """The means of a closed round's cohorts; `totals` are their masked sums, which are changed in place.
 
-        Signs the list of survivors, waits at most `window_ms` for enough holders, takes the masks off. What is
-        returned beside the mean is to be recorded in the transaction that commits the model. Raises `PeerError`
-        TOO_FEW, BAD_SHARE or OUT_OF_RANGE: the driver then calls `give_up`.
+        Each cohort has at most `window_ms`. One that cannot be opened is left out, as long as the others' reports are
+        as many as the round needs. Raises `PeerError` TOO_FEW, BAD_SHARE or OUT_OF_RANGE: the driver then calls
+        `give_up`.
         """
-        live = await self._close(round_)
-        opened_at = self._clock()
-        recovery = await self._recover(live, round_.terms, opened_at, opened_at + window_ms)
-        await asyncio.to_thread(server.remove_masks, live.value, recovery, total)
-        opened = live.value.open
-        await add_server_noise(self._database, round_.terms, opened.encoding, total, live.value.context)
-        state, ended, decoded = server.finish(
-            live.epoch.value.state, live.value, total, sign=self._signing.sign
-        )
-        return decoded, self._ending(live, state, ended)
+        lives, until = await self._find(round_.terms.round_id), self._clock() + window_ms
+        works = [
+            self._unmasking.open(live, round_, total, until)
+            for live, total in zip(lives, totals, strict=True)
+        ]
+        found = await asyncio.gather(*works, return_exceptions=True)
+        changes: list[Change] = []
+        means: list[Decoded] = []
+        survivors, failures = 0, []
+        for live, opened in zip(lives, found, strict=True):
+            if isinstance(opened, PeerError):
+                failures.append((live.number, opened))
+                changes.append(self._unmasking.leave_out(live, round_, opened))
+            elif isinstance(opened, BaseException):
+                raise opened
+            else:
+                means.append(opened[0])
+                changes.append(opened[1])
+                survivors += len(live.value.reports)
+        _check_enough(round_.terms, survivors, len(means), failures)
+        return Unmasked(tuple(means), self._then_forget(round_, changes), round_.state.reported - survivors)
 
     async def give_up(self, round_: Round, code: Code) -> Change:
         """Ends a round without a sum; what is returned is to be recorded with the round's abandonment."""
-        live = await self._find(round_.terms.round_id)
-        value = live.value if live.value.request is not None else _with_reports(live.value, round_)
-        state, ended = server.abandon(live.epoch.value.state, value, code, sign=self._signing.sign)
-        return self._ending(live, state, ended)
+        lives = [live for live in await self._find(round_.terms.round_id) if live.value.result is None]
+        return self._then_forget(round_, [self._unmasking.give_up(live, round_, code) for live in lives])
 
     async def settle(self, round_: Round) -> None:
         """Ends, without a sum, what of this run was abandoned by others, and lets go of what ended with the run."""
@@ -191,6 +177,7 @@ class PairwiseRounds:
     async def unmask_request(self, client_id: str, round_id: int) -> bytes:
         """M6, when it is signed; empty after 25 s without, or if the round ended without one."""
         live = await self._member(client_id, round_id)
+        live.epoch.value.state.entry(live.epoch.value.state.sealed_roster.index_of(client_id))
         with suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_MS / 1000):
                 while live.value.request is None and live.value.result is None:
@@ -228,126 +215,48 @@ class PairwiseRounds:
     async def result(self, client_id: str, round_id: int) -> bytes:
         """M8; empty while the round has not ended."""
         live = await self._member(client_id, round_id)
+        live.epoch.value.state.entry(live.epoch.value.state.sealed_roster.index_of(client_id))
         return b"" if live.value.result is None else codec.dumps(live.value.result)
 
     # -- inside
 
-    async def _close(self, round_: Round) -> LiveMasks:
-        """Signs M6 over exactly the accepted reports, once. Raises `PeerError` TOO_FEW."""
-        live = await self._find(round_.terms.round_id)
-        async with live.lock:
-            if live.value.request is not None:
-                return live
-            closed = _with_reports(live.value, round_)
-            reports = closed.reports
-            _, closed = server.close_reports(live.epoch.value.state, closed, sign=self._signing.sign)
-            if closed.request is None:
-                needed = live.value.open.min_alive
-                raise PeerError(Code.TOO_FEW, f"{len(reports)} reports of at least {needed}.")
-            run_id, now = round_.terms.run_id, self._clock()
-
-            def work(connection: Connection) -> None:
-                masks.save_masked(connection, closed)
-                history.note(
-                    connection,
-                    run_id,
-                    "unmask_requested",
-                    now,
-                    round_id=round_.terms.round_id,
-                    survivors=len(reports),
-                )
-
-            await self._database.run(work)
-            live.value = closed
-            live.tell()
-        self._on_step(run_id)
-        return live
-
-    async def _recover(self, live: LiveMasks, terms: Terms, opened_at: int, until: int) -> Recovery:
-        """The seeds, as soon as enough holders answered rightly. Raises the last `PeerError` at `until`."""
-        woken = False
-        tried, trouble = -1, PeerError(Code.TOO_FEW)
-        while True:
-            answers, state = len(live.value.responses), live.epoch.value.state
-            if answers != tried and server.can_recover(state, live.value):
-                tried = answers
-                try:
-                    suspected, recovery = await asyncio.to_thread(server.recover, state, live.value)
-                except PeerError as error:
-                    trouble = error
-                else:
-                    live.value = replace(live.value, suspects=suspected.suspects)
-                    return recovery
-            now = self._clock()
-            if now >= until:
-                threshold = state.sealed_roster.threshold
-                if trouble.code is Code.TOO_FEW:
-                    raise PeerError(Code.TOO_FEW, f"{answers} holders answered, {threshold} are needed.")
-                raise trouble
-            if not woken and now - opened_at >= PROMPT_MS:
-                woken = True
-                self._wake_holders(live, replace(terms, kind=Kind.UNMASK, deadline_at_ms=until))
-            await self._pause(live, min(TIMER_SLICE_MS, until - now))
-
-    def _wake_holders(self, live: LiveMasks, terms: Terms) -> None:
-        answered = {answer.index for answer in live.value.responses}
-        for index in live.epoch.value.state.members:
-            if index not in answered:
-                client_id = live.epoch.value.client_of(index)
-                self._epochs.spawn(live.epoch, self._tickets.wake(terms, client_id, self._tickets.nonce()))
-
-    async def _pause(self, live: LiveMasks, most_ms: int) -> None:
-        changed = asyncio.ensure_future(live.changed.wait())
-        slept = asyncio.ensure_future(self._sleep(most_ms))
-        try:
-            await asyncio.wait({changed, slept}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
-            slept.cancel()
-
-    def _ending(self, live: LiveMasks, state: ServerEpoch, ended: ServerRound) -> Change:
-        now = self._clock()
-
-        def record(connection: Connection, terms: Terms) -> None:
-            masks.save_epoch(connection, replace(live.epoch.value, state=state))
-            masks.save_masked(connection, ended)
-            for index in ended.suspects:
-                liar = live.epoch.value.client_of(index)
-                history.count(connection, liar, Code.BAD_SHARE.value, now)
-                history.note(
-                    connection, terms.run_id, "wrong_share", now, round_id=terms.round_id, client_id=liar
-                )
+    def _then_forget(self, round_: Round, changes: Sequence[Change]) -> Change:
+        change = all_of(changes)
 
         def then() -> None:
-            live.epoch.value = replace(live.epoch.value, state=state)
-            live.value = ended
-            self._live.pop(ended.open.round_id, None)
-            live.tell()
+            self._live.pop(round_.terms.round_id, None)
+            change.then()
 
-        return Change(record, then)
+        return Change(change.record, then)
 
     async def _member(self, client_id: str, round_id: int) -> LiveMasks:
-        live = await self._find(round_id)
-        live.epoch.value.state.entry(live.epoch.value.state.sealed_roster.index_of(client_id))
-        return live
+        """The cohort of the round that the client is in. Raises `PeerError` UNKNOWN_ROUND or NOT_IN_COHORT."""
+        for live in await self._find(round_id):
+            if live.has(client_id):
+                return live
+        raise PeerError(Code.NOT_IN_COHORT, "This client is in no roster of the round.")
 
-    async def _find(self, round_id: int) -> LiveMasks:
-        """The round, from the database after a restart; one that has ended is not kept in memory."""
-        live = self._live.get(round_id)
-        if live is not None:
-            return live
-        value, epoch = await self._database.run(lambda c: masks.load_with_epoch(c, round_id))
-        live = LiveMasks(value, self._epochs.adopt(epoch))
-        return live if value.result is not None else self._live.setdefault(round_id, live)
+    async def _find(self, round_id: int) -> list[LiveMasks]:
+        """The round's cohorts, from the database after a restart; a round that has ended is not kept in memory."""
+        lives = self._live.get(round_id)
+        if lives is not None:
+            return lives
+        found = await self._database.run(lambda c: masks.load_with_epochs(c, round_id))
+        lives = [LiveMasks(value, self._epochs.adopt(epoch)) for value, epoch in found]
+        ended = all(live.value.result is not None for live in lives)
+        return lives if ended else self._live.setdefault(round_id, lives)
 
 
-def _with_reports(value: ServerRound, round_: Round) -> ServerRound:
-    """The masked round with the reports that the round counts."""
-    members = [member for member in round_.state.members.values() if member.stage is Stage.REPORTED]
-    heads = [
-        codec.loads(MaskedReport, member.header.masked) for member in members if member.header is not None
-    ]
-    return replace(value, reports=tuple(Reported(head.index, head.sha256) for head in heads))
+def _check_enough(
+    terms: Terms, survivors: int, opened: int, failures: Sequence[tuple[int, PeerError]]
+) -> None:
+    """Whether what could be opened is as much as the round needs. Raises `PeerError`, with every cohort's reason."""
+    if failures and (survivors < terms.minimum or opened < terms.least_cohorts or not opened):
+        if terms.sums == 1:
+            raise failures[0][1]
+        why = "; ".join(f"{number} {error.code.value}: {error.detail}" for number, error in failures)
+        detail = f"{opened} of {terms.sums} cohorts could be opened, with {survivors} reports. Not: {why}"
+        raise PeerError(failures[0][1].code, detail)
 
 
 def _record(change: Change, terms: Terms, connection: Connection) -> None:

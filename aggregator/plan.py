@@ -171,7 +171,7 @@ def _run_fails(abandoned: float, limit: int, rounds: int) -> float:
 
 def _bytes(wanted: Wanted) -> tuple[int, int, int]:
     """Down and up per client and round, and (both ways) for the set-up of a key epoch."""
-    pairs = wanted.woken if wanted.mode is Mode.PAIRWISE else 0
+    pairs = math.ceil(wanted.woken / wanted.cohorts) if wanted.mode is Mode.PAIRWISE else 0
     down = wanted.model_bytes
     up = wanted.report_bytes + UNMASK_BYTES_PER_MEMBER * pairs
     return down, up, SETUP_BYTES_PER_MEMBER * pairs

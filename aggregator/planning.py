@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,7 +32,7 @@ from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest
 from fedless.protocol.messages import Mode
 from fedless.protocol.secagg import ring
-from fedless.protocol.secagg.epochs import COHORT_MAX, SLOTS_MAX, threshold
+from fedless.protocol.secagg.epochs import SLOTS_MAX, threshold
 
 ASSUMED_MAX = 1e12
 DEVICE = "raspberry-pi-4"
@@ -154,7 +155,8 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
     strategy = strategies.make(settings.strategy, settings.strategy_options.given())
     words, word_bytes = strategy.client(settings.client.rule()).vectors * model.parameters, 4
     if masked and mode is not Mode.PLAIN:
-        words, word_bytes = _words(settings, strategy, woken, words)
+        largest = settings.cohort_sizes(count)[0] if mode is Mode.PAIRWISE else woken
+        words, word_bytes = _words(settings, strategy, largest, words)
     return Wanted(
         name=settings.name, mode=mode, strategy=settings.strategy, rounds=settings.rounds,
         goal=goal, minimum=minimum, woken=woken, parameters=model.parameters, words=words, word_bytes=word_bytes,
@@ -164,6 +166,8 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
         wait_s=settings.cohort.wait_s, deadline_ms=1000 * settings.round.deadline_s, grace=settings.round.grace,
         abandon_limit=settings.round.abandon_limit, secagg_minimum=settings.secagg.minimum,
         key_epoch_slots=min(SLOTS_MAX, settings.rounds) if mode is Mode.PAIRWISE else 1,
+        cohorts=len(settings.cohort_sizes(count)) if mode is Mode.PAIRWISE else 1,
+        least_cohorts=strategy.least_cohorts,
     )  # fmt: skip
 
 
@@ -172,12 +176,11 @@ def _cohort(settings: TaskSettings, mode: Mode, count: int) -> tuple[int, int, i
     cohort, least = settings.cohort, settings.secagg.minimum
     goal = cohort.goal(count)
     if mode is Mode.PAIRWISE:
-        size = max(goal, least)
-        return (
-            size,
-            min(size, max(threshold(min(size, COHORT_MAX), settings.secagg.trust), cohort.minimum_reports)),
-            size,
-        )
+        size, sizes = max(goal, least), settings.cohort_sizes(count)
+        needed = sum(threshold(each, settings.secagg.trust) for each in sizes)
+        if len(sizes) == 1:
+            return size, min(size, max(needed, cohort.minimum_reports)), size
+        return size, min(size, cohort.minimum_reports) or math.ceil(needed / 2), size
     minimum = cohort.minimum(goal)
     if mode is Mode.HELPER:
         goal, minimum = max(goal, least), max(minimum, least)

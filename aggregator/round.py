@@ -214,7 +214,13 @@ def why_abandoned(state: State, event: e.Event) -> str:
         found = len(state.members)
         return f"{Code.TOO_FEW.value}: {found} clients selected, at least {state.terms.minimum} needed"
     when = "at the deadline" if isinstance(event, e.DeadlinePassed) else "and not enough others left"
-    return f"{Code.TOO_FEW.value}: {state.reported} reports of at least {state.terms.minimum} {when}"
+    where, count = "", len(state.terms.cohorts)
+    if count > 1:
+        enough = sum(state.has_enough(at) for at in range(count))
+        where = (
+            f" in {count} cohorts, of which {enough} can be opened and {state.terms.least_cohorts} must be,"
+        )
+    return f"{Code.TOO_FEW.value}: {state.reported} reports of at least {state.terms.minimum}{where} {when}"
 
 
 # -- the tables: first who is refused, then what happens

@@ -18,9 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from aggregator.privacy import Place, complaints, with_local_noise
 from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES, hidden, make
+from aggregator.strategies.grouped import unsplit
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import EXAMPLES_MAX, ID, NOISE_MAX, ClientRule, Mode, Optimizer, Task
-from fedless.protocol.secagg.epochs import COHORT_MAX, MINIMUM_COHORT, Trust
+from fedless.protocol.secagg.epochs import COHORT_MAX, COHORT_TARGET, MINIMUM_COHORT, Trust, cohort_sizes
 
 TASK_BYTES_MAX = 256 * 1024
 NAME_MAX = 48
@@ -55,7 +56,8 @@ class CohortSettings(_Section):
 
     With `over_selection` 1.3, 30 % more clients than wanted are woken, and the slowest are not waited for.
     Fewer than `minimum_reports` abandon the round (0: four fifths of the wanted ones; in pairwise mode as many as
-    must agree to open a sum). A run waits at most `wait_s` seconds for enough eligible clients.
+    must agree to open a sum, and of several cohorts' sums half of that). A run waits at most `wait_s` seconds for
+    enough eligible clients.
     """
 
     size: int = Field(0, ge=0, le=100_000)
@@ -149,15 +151,18 @@ class SecaggSettings(_Section):
     """How single updates are hidden (modes pairwise and helper).
 
     `bits` of a ring word, 16 or 32. Coordinates of an update are clipped to `clip`, its L2 norm to `l2_clip` (0: not).
-    A cohort has at least `minimum` members. `trust`: what members assume of the aggregator; it sets how many of
-    them must agree to open a sum. Each step of a key epoch's set-up takes at most `setup_s` seconds, the answers
-    that open a sum at most `unmask_s`. Mean losses above `loss_limit` count as this much.
+    A cohort has at least `minimum` members; in mode pairwise a selection of more than 128 clients is split into cohorts
+    of about 100 with a sum each, or any selection into cohorts of about `cohort_size` (0: not). `trust`: what members
+    assume of the aggregator; it sets how many of them must agree to open a sum. Each step of a key epoch's set-up takes
+    at most `setup_s` seconds, the answers that open a sum at most `unmask_s`. Mean losses above `loss_limit` count as
+    this much.
     """
 
     bits: Literal[16, 32] = 32
     clip: float = Field(1.0, gt=0.0, le=1e6)
     l2_clip: float = Field(0.0, ge=0.0, le=1e9)
     minimum: int = Field(MINIMUM_COHORT, ge=2, le=100_000)
+    cohort_size: int = Field(0, ge=0, le=COHORT_MAX)
     trust: Trust = Field(Trust.CHEATING, strict=False)
     setup_s: int = Field(60, ge=1, le=604_800)
     unmask_s: int = Field(300, ge=1, le=604_800)
@@ -233,13 +238,21 @@ class TaskSettings(_Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
         problems = self._strategy_complaints() + self._privacy_complaints()
-        if self.mode == Mode.PAIRWISE and max(self.cohort.size, self.secagg.minimum) > COHORT_MAX:
-            problems.append(f"mode pairwise: expected cohorts of at most {COHORT_MAX} clients")
+        if self.mode == Mode.PAIRWISE:
+            problems += self._cohort_complaints()
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
             problems.append("stop.test_accuracy: expected a test_set and evaluation.central_every above 0")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _cohort_complaints(self) -> list[str]:
+        least, size = self.secagg.minimum, self.secagg.cohort_size
+        if least > COHORT_MAX:
+            return [f"secagg.minimum: expected at most {COHORT_MAX} in mode pairwise, found {least}"]
+        if size and not least <= size <= COHORT_MAX:
+            return [f"secagg.cohort_size: expected secagg.minimum ({least}) to {COHORT_MAX}, found {size}"]
+        return []
 
     def _strategy_complaints(self) -> list[str]:
         try:
@@ -249,6 +262,13 @@ class TaskSettings(_Section):
         problems = strategy.complaints(self.client.rule())
         if (why := hidden(strategy)) and self.mode != Mode.PLAIN:
             problems.append(f"strategy {self.strategy} in mode {self.mode}: {why}; or choose mode plain")
+        if why := unsplit(strategy, Mode(self.mode)):
+            problems.append(f"strategy {self.strategy} in mode {self.mode}: {why}")
+        elif self.cohort.size and len(sizes := self.cohort_sizes(0)) < strategy.least_cohorts:
+            problems.append(
+                f"secagg.cohort_size: {self.strategy} needs {strategy.least_cohorts} cohorts at least; "
+                f"{self.cohort.size} clients make {len(sizes)}"
+            )
         minimum, least = self.cohort.minimum(self.cohort.goal(0)), strategy.least_reports
         if minimum < least:
             problems.append(
@@ -291,6 +311,11 @@ class TaskSettings(_Section):
         if privacy is None or privacy.place is not Place.LOCAL:
             return rule
         return with_local_noise(rule, privacy.clip, privacy.multiplier)
+
+    def cohort_sizes(self, eligible: int) -> list[int]:
+        """How many clients each cohort of a selection in mode pairwise has, when so many are eligible."""
+        wanted = max(self.cohort.goal(eligible), self.secagg.minimum)
+        return cohort_sizes(wanted, self.secagg.cohort_size or COHORT_TARGET, self.secagg.minimum)
 
     def task(self, bundle_digest: bytes, parameters: int) -> Task:
         """What clients get."""

@@ -6,7 +6,7 @@ disk (`secure_delete`). A key epoch's number is unique in the fleet and rising, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +26,9 @@ from sqlalchemy import (
     update,
 )
 
-from aggregator.members import Phase
+from aggregator.members import Loss, Phase, Stage
 from aggregator.store import erasure
-from aggregator.store.schema import Json, metadata, rounds
+from aggregator.store.schema import Json, cohort, metadata, rounds
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg import codec
 from fedless.protocol.secagg.assembly import ServerEpoch
@@ -60,12 +60,12 @@ epoch_shares = Table(
     Column("shares", LargeBinary, nullable=False),
 )
 
-# What secure aggregation knows of a round in pairwise mode (`ServerRound`).
-masked_rounds = Table(
-    "masked_rounds",
+# What secure aggregation knows of one cohort of a round in pairwise mode (`ServerRound`); a cohort is a key epoch.
+masked_cohorts = Table(
+    "masked_cohorts",
     metadata,
     Column("round_id", ForeignKey("rounds.round_id"), primary_key=True),
-    Column("epoch", ForeignKey("key_epochs.epoch"), nullable=False, index=True),
+    Column("epoch", ForeignKey("key_epochs.epoch"), primary_key=True, index=True),
     Column("state", LargeBinary, nullable=False),
 )
 
@@ -144,13 +144,22 @@ def load_epoch(connection: Connection, epoch: int) -> KeyEpoch:
     return _key_epoch(row)
 
 
-def newest_epoch(connection: Connection, run_id: str) -> KeyEpoch | None:
-    """The run's newest key epoch, ended or not."""
+def open_epochs(connection: Connection, run_id: str) -> list[KeyEpoch]:
+    """The run's key epochs that have not ended, the oldest first."""
+    mine = (key_epochs.c.run_id == run_id) & (key_epochs.c.ended_at_ms == 0)
+    return [
+        _key_epoch(row)
+        for row in connection.execute(select(key_epochs).where(mine).order_by(key_epochs.c.epoch))
+    ]
+
+
+def set_up_failed(connection: Connection, run_id: str) -> bool:
+    """Whether the run's newest key epoch came to its end before it could be used."""
     query = (
         select(key_epochs).where(key_epochs.c.run_id == run_id).order_by(key_epochs.c.epoch.desc()).limit(1)
     )
     row = connection.execute(query).one_or_none()
-    return None if row is None else _key_epoch(row)
+    return row is not None and bool(row.ended_at_ms) and not _key_epoch(row).members
 
 
 def longest_epoch(connection: Connection, run_id: str) -> int:
@@ -165,9 +174,8 @@ def longest_epoch(connection: Connection, run_id: str) -> int:
 
 def end_all(connection: Connection, run_id: str, reason: str, now_ms: int) -> None:
     """Ends the key epochs of a run that has ended."""
-    query = select(key_epochs).where(key_epochs.c.run_id == run_id, key_epochs.c.ended_at_ms == 0)
-    for row in connection.execute(query).all():
-        end_epoch(connection, _key_epoch(row), reason, now_ms)
+    for value in open_epochs(connection, run_id):
+        end_epoch(connection, value, reason, now_ms)
 
 
 def insert_shares(connection: Connection, shares: EpochShares) -> None:
@@ -183,58 +191,66 @@ def load_shares(connection: Connection, epoch: int) -> dict[int, EpochShares]:
 
 
 def insert_masked(connection: Connection, value: ServerRound) -> None:
-    """Writes down a round that was opened in a slot."""
+    """Writes down that a round was opened in a slot of one of its cohorts."""
     connection.execute(
-        insert(masked_rounds).values(
+        insert(masked_cohorts).values(
             round_id=value.open.round_id, epoch=value.open.epoch, state=codec.dumps(value)
         )
     )
 
 
 def save_masked(connection: Connection, value: ServerRound) -> bool:
-    """Writes down how far a masked round is; False, and nothing, if it has ended.
+    """Writes down how far a cohort of a masked round is; False, and nothing, if it has ended.
 
-    Of a round that ends the shares are erased; who answered stays.
+    Of one that ends the shares are erased; who answered stays.
     """
-    if load_masked(connection, value.open.round_id).result is not None:
+    mine = (masked_cohorts.c.round_id == value.open.round_id) & (masked_cohorts.c.epoch == value.open.epoch)
+    before = connection.execute(select(masked_cohorts.c.state).where(mine)).scalar_one()
+    if codec.loads(ServerRound, before).result is not None:
         return False
     if value.result is not None:
         value = replace(value, responses=tuple(replace(answer, shares=b"") for answer in value.responses))
         erasure.note(connection)
-    mine = masked_rounds.c.round_id == value.open.round_id
-    connection.execute(update(masked_rounds).where(mine).values(state=codec.dumps(value)))
+    connection.execute(update(masked_cohorts).where(mine).values(state=codec.dumps(value)))
     return True
 
 
-def load_masked(connection: Connection, round_id: int) -> ServerRound:
-    """A masked round; raises `PeerError` UNKNOWN_ROUND."""
-    query = select(masked_rounds.c.state).where(masked_rounds.c.round_id == round_id)
-    state = connection.scalar(query)
-    if state is None:
+def load_masked(connection: Connection, round_id: int) -> list[ServerRound]:
+    """A masked round, cohort by cohort, in order of their key epochs; raises `PeerError` UNKNOWN_ROUND."""
+    query = select(masked_cohorts.c.state).where(masked_cohorts.c.round_id == round_id)
+    rows = connection.execute(query.order_by(masked_cohorts.c.epoch)).all()
+    if not rows:
         raise PeerError(Code.UNKNOWN_ROUND, f"Round {round_id} is not in pairwise mode.")
-    return codec.loads(ServerRound, state)
+    return [codec.loads(ServerRound, row.state) for row in rows]
 
 
-def load_with_epoch(connection: Connection, round_id: int) -> tuple[ServerRound, KeyEpoch]:
-    """A masked round and its key epoch; raises `PeerError` UNKNOWN_ROUND."""
-    value = load_masked(connection, round_id)
-    return value, load_epoch(connection, value.open.epoch)
+def load_with_epochs(connection: Connection, round_id: int) -> list[tuple[ServerRound, KeyEpoch]]:
+    """As `load_masked`, each cohort with its key epoch."""
+    return [(value, load_epoch(connection, value.open.epoch)) for value in load_masked(connection, round_id)]
 
 
 def unsettled(connection: Connection, run_id: str) -> list[int]:
     """Ids of the run's rounds that were abandoned, and of which nobody has signed the end yet."""
     query = (
-        select(masked_rounds.c.round_id, masked_rounds.c.state)
+        select(masked_cohorts.c.round_id, masked_cohorts.c.state)
         .join(rounds)
         .where(rounds.c.run_id == run_id, rounds.c.phase == Phase.ABANDONED.value)
     )
     found = [row for row in connection.execute(query) if codec.loads(ServerRound, row.state).result is None]
-    return [row.round_id for row in found]
+    return sorted({row.round_id for row in found})
+
+
+def lose_cohort(connection: Connection, round_id: int, clients: Sequence[str]) -> None:
+    """When a round ends: the reports of a cohort whose sum could not be opened were not counted."""
+    for client_id in clients:
+        mine = (cohort.c.round_id == round_id) & (cohort.c.client_id == client_id)
+        values = {"stage": Stage.LOST.value, "loss": Loss.COHORT_ABANDONED.value}
+        connection.execute(update(cohort).where(mine).values(values))
 
 
 def masked_of_epoch(connection: Connection, epoch: int) -> list[ServerRound]:
     """All rounds that were opened in a key epoch, in order of their slots."""
-    query = select(masked_rounds.c.state).where(masked_rounds.c.epoch == epoch)
+    query = select(masked_cohorts.c.state).where(masked_cohorts.c.epoch == epoch)
     found = [codec.loads(ServerRound, row.state) for row in connection.execute(query)]
     return sorted(found, key=lambda value: value.open.slot)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from aggregator.members import ENDED, Member, Phase, Stage, Terms
+from aggregator.members import ENDED, Cohort, Member, Phase, Stage, Terms
 from aggregator.privacy import Noise, Place
 from aggregator.round import Round
 from aggregator.store.masks import key_epochs
@@ -243,6 +243,10 @@ def _terms(values: Mapping[str, Any]) -> Terms:
             "encoding": Encoding(values["encoding"]),
             "extras": tuple((name, bound) for name, bound in values.get("extras", ())),
             "privacy": _noise(values.get("privacy")),
+            "cohorts": tuple(
+                Cohort(each["epoch"], each["minimum"], tuple(each["clients"]))
+                for each in values.get("cohorts", ())
+            ),
         }
     )
 

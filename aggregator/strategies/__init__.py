@@ -1,7 +1,8 @@
 """*Pure.* Strategies: from a round's updates to the next model.
 
 A strategy declares the server's rule with its options, the vectors it keeps from model to model, what it asks of the
-client's rule, and (a `Robust` one) that it must see single updates, which masks hide. docs/strategies.md shows all.
+client's rule, and (a `Robust` one) that it must see single updates, which masks hide, or (a `Grouped` one) the means
+of cohorts. docs/strategies.md shows all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from aggregator.strategies.fedavg import FedAvg
 from aggregator.strategies.fedavgm import FedAvgM
 from aggregator.strategies.fednova import FedNova
 from aggregator.strategies.fedprox import FedProx
+from aggregator.strategies.grouped import GroupMedian, GroupTrimmedMean
 from aggregator.strategies.qfedavg import QFedAvg
 from aggregator.strategies.robust import Krum, Median, NormClipping, Robust, TrimmedMean
 from aggregator.strategies.scaffold import Scaffold
@@ -33,6 +35,8 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "trimmed-mean": TrimmedMean,
     "krum": Krum,
     "norm-clipping": NormClipping,
+    "group-median": GroupMedian,
+    "group-trimmed-mean": GroupTrimmedMean,
 }
 """By the name that a task gives."""
 
@@ -62,4 +66,6 @@ def hidden(strategy: Strategy) -> str:
         return ""
     if isinstance(strategy, NormClipping):
         return "it must see single updates, which masks hide; secagg.l2_clip lets each client clip its own"
+    if isinstance(strategy, Median | TrimmedMean):
+        return "it must see single updates, which masks hide; group-median and group-trimmed-mean take cohorts' means"
     return "it must see single updates, which masks hide; secagg.clip and secagg.l2_clip bound what one client can do"

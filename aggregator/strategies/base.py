@@ -56,6 +56,11 @@ class Strategy:
         """By what the mean of each of the update's vectors is multiplied before `step`; raises `ValueError`."""
         return (1.0,)
 
+    @property
+    def least_cohorts(self) -> int:
+        """How many cohorts of a round in pairwise mode must be opened at least."""
+        return 1
+
     def complaints(self, rule: ClientRule) -> list[str]:  # noqa: ARG002 - others look at it
         """What is wrong with its options and the task's client rule, in words; empty: nothing."""
         return []

@@ -159,7 +159,7 @@ def check_rounds(onlooker: Onlooker, info: Any) -> None:
     assert [round_.number for round_ in committed] == list(range(1, ROUNDS + 1))
     database = Database.open(f"sqlite:///{onlooker.file}")
     for round_ in committed:
-        masked = database.run_now(partial(load_masked, round_id=round_.round_id))
+        [masked] = database.run_now(partial(load_masked, round_id=round_.round_id))
         assert masked.result is not None
         assert masked.result.survivors == round_.reported >= 6
         assert all(answer.shares == b"" for answer in masked.responses)

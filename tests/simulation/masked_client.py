@@ -49,6 +49,7 @@ class MaskedClient:
     id: str
     examples: int = 10
     leaves_before: str = ""
+    reports: int | None = None  # another client's unit vector: a lie
     state: ClientState = field(init=False)
     outbox: dict[int, tuple[ReportHeader, bytes]] = field(default_factory=dict)
     results: dict[int, RoundResult] = field(default_factory=dict)
@@ -211,7 +212,8 @@ class MaskedClient:
         )
         self.keep(state)
         encoding = opened.encoding
-        update = masked_update(self.number, encoding.dimension, self.world.parameters)
+        shown = self.number if self.reports is None else self.reports
+        update = masked_update(shown, encoding.dimension, self.world.parameters)
         known = KNOWN | {"loss": 2.0 + self.number}
         extras = {extra.name: known[extra.name] for extra in encoding.extras}
         seed = hashlib.sha256(f"{self.id} {opened.round_id} rounding".encode()).digest()

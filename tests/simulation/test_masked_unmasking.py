@@ -33,11 +33,12 @@ async def test_answers_that_cross_the_commit_bring_nothing_back(masked_world: Ma
     """One comes after the sum was opened, one after the commit was recorded, one when it is over."""
     round_, answers = await closed_round(masked_world)
     rounds, round_id = masked_world.rounds, round_.terms.round_id
-    sum_, _ = await masked_world.coordinator.sum(round_id)
-    opening = asyncio.create_task(rounds.open_sum(round_, sum_.total.copy(), UNMASK_MS))  # type: ignore[arg-type]
+    sums, _ = await masked_world.coordinator.sums(round_id)
+    opening = asyncio.create_task(rounds.open_sums(round_, [sums[0].total.copy()], UNMASK_MS))  # type: ignore[list-item]
     for number in range(6):
         await rounds.post_response(f"client-{number}", round_id, answers[f"client-{number}"])
-    decoded, change = await opening
+    unmasked = await opening
+    [decoded], change = unmasked.means, unmasked.change
     assert np.abs(decoded.mean[:8] - 1 / 8).max() < 1e-6
 
     await rounds.post_response("client-6", round_id, answers["client-6"])
@@ -46,7 +47,7 @@ async def test_answers_that_cross_the_commit_bring_nothing_back(masked_world: Ma
     change.then()
     await rounds.post_response("client-7", round_id, answers["client-7"])
 
-    found = await masked_world.database.run(lambda c: masks.load_masked(c, round_id))
+    [found] = await masked_world.database.run(lambda c: masks.load_masked(c, round_id))
     assert found.result is not None
     assert all(answer.shares == b"" for answer in found.responses)
     told = codec.loads(RoundResult, await rounds.result("client-7", round_id))
@@ -78,15 +79,15 @@ async def test_given_up_is_given_up(masked_world: MaskedWorld) -> None:
     await masked_world.database.run(lambda c: again.record(c, round_.terms))
     assert await rounds.result("client-0", round_id) == first
     await rounds.post_response("client-0", round_id, answers["client-0"])
-    found = await masked_world.database.run(lambda c: masks.load_masked(c, round_id))
+    [found] = await masked_world.database.run(lambda c: masks.load_masked(c, round_id))
     assert found.responses == ()
 
 
 async def test_too_few_answers_end_the_waiting_by_name(masked_world: MaskedWorld) -> None:
     round_, answers = await closed_round(masked_world)
-    sum_, _ = await masked_world.coordinator.sum(round_.terms.round_id)
-    before = sum_.total.copy()
-    opening = asyncio.create_task(masked_world.rounds.open_sum(round_, sum_.total, UNMASK_MS))  # type: ignore[arg-type]
+    sums, _ = await masked_world.coordinator.sums(round_.terms.round_id)
+    before = sums[0].total.copy()
+    opening = asyncio.create_task(masked_world.rounds.open_sums(round_, [sums[0].total], UNMASK_MS))  # type: ignore[list-item]
     for number in range(5):
         name = f"client-{number}"
         await masked_world.rounds.post_response(name, round_.terms.round_id, answers[name])
@@ -94,4 +95,4 @@ async def test_too_few_answers_end_the_waiting_by_name(masked_world: MaskedWorld
     with pytest.raises(PeerError, match="5 holders answered, 6 are needed") as trouble:
         await opening
     assert trouble.value.code is Code.TOO_FEW
-    assert np.array_equal(sum_.total, before), "it is as masked as it came"
+    assert np.array_equal(sums[0].total, before), "it is as masked as it came"

@@ -56,7 +56,7 @@ async def test_kill_between_the_blobs_and_their_commit_applies_momentum_once(wor
     await everybody(world, 2)
     old = await world.database.run(lambda c: runs.newest_model(c, run_id))
     round_id = (await world.ticket("client-0", 2)).round_id
-    sum_, _ = await world.coordinator.sum(round_id)
+    (sum_,), _ = await world.coordinator.sums(round_id)
     strategy = make("fedavgm", {"momentum": 0.5})
     assert isinstance(sum_, FloatSum)
     made = commit.next_model(world.blobs, old, commit.mean_blocks(sum_, strategy), strategy, round_id)

@@ -80,11 +80,21 @@ class _Reader:
 
 
 @cache
-def _layout(kind: type) -> tuple[tuple[str, Any], ...]:
+def _layout(kind: Any) -> tuple[tuple[str, Any], ...] | None:  # noqa: ANN401 - a type expression
+    """A dataclass's fields with their types, else None. Types are few, and looking into one is dear: so kept."""
+    if not is_dataclass(kind):
+        return None
     hints = get_type_hints(kind)
     return tuple((item.name, hints[item.name]) for item in fields(kind))
 
 
+@cache
+def _element(kind: Any) -> Any:  # noqa: ANN401
+    """X of `tuple[X, ...]`, else None."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+@cache
 def _present(kind: Any) -> Any:  # noqa: ANN401 - a type expression
     """X of `X | None`, else None."""
     if get_origin(kind) is UnionType:
@@ -98,12 +108,12 @@ def _write(kind: Any, value: Any, out: list[bytes]) -> None:  # noqa: ANN401
         out.append(b"\x00" if value is None else b"\x01")
         if value is not None:
             _write(optional, value, out)
-    elif get_origin(kind) is tuple:
+    elif (element := _element(kind)) is not None:
         out.append(len(value).to_bytes(4, "big"))
-        for element in value:
-            _write(get_args(kind)[0], element, out)
-    elif is_dataclass(kind):
-        for name, inner in _layout(kind):  # type: ignore[arg-type]
+        for each in value:
+            _write(element, each, out)
+    elif (layout := _layout(kind)) is not None:
+        for name, inner in layout:
             _write(inner, getattr(value, name), out)
     else:
         out.append(_leaf(kind, value))
@@ -124,13 +134,15 @@ def _read(kind: Any, reader: _Reader) -> Any:  # noqa: ANN401
     optional = _present(kind)
     if optional is not None:
         return _read(optional, reader) if reader.flag() else None
-    if get_origin(kind) is tuple:
+    element = _element(kind)
+    if element is not None:
         count = reader.length()
         if count > len(reader.data) - reader.at:
             raise ValueError
-        return tuple(_read(get_args(kind)[0], reader) for _ in range(count))
-    if is_dataclass(kind):
-        return kind(**{name: _read(inner, reader) for name, inner in _layout(kind)})  # type: ignore[arg-type, operator]
+        return tuple(_read(element, reader) for _ in range(count))
+    layout = _layout(kind)
+    if layout is not None:
+        return kind(**{name: _read(inner, reader) for name, inner in layout})
     return _read_leaf(kind, reader)
 
 

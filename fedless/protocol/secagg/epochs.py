@@ -46,9 +46,12 @@ def threshold(n: int, trust: Trust) -> int:
     return max(a + 1, -(n // -3))
 
 
-def cohort_sizes(n: int) -> list[int]:
-    """How a selection of `n` clients is split: about 100 each, never over 128, as equal as possible."""
-    count = max(-(n // -COHORT_MAX), round(n / COHORT_TARGET), 1)
+def cohort_sizes(n: int, target: int = COHORT_TARGET, least: int = 1) -> list[int]:
+    """How a selection of `n` clients is split: about `target` each, never over 128, as equal as possible.
+
+    None has fewer than `least`, as long as `n` is that many and 128 suffice.
+    """
+    count = max(-(n // -COHORT_MAX), min(round(n / target), n // least), 1)
     return [n // count + (1 if at < n % count else 0) for at in range(count)]
 
 

@@ -55,8 +55,8 @@ def put(database: Database, fleet: Fleet, round_: ServerRound) -> None:
 
 def test_key_epoch_is_what_it_was(database: Database) -> None:
     assert database.run_now(lambda c: masks.load_epoch(c, 100)) == EPOCH
-    assert database.run_now(lambda c: masks.newest_epoch(c, "run")) == EPOCH
-    assert database.run_now(lambda c: masks.newest_epoch(c, "another")) is None
+    assert database.run_now(lambda c: masks.open_epochs(c, "run")) == [EPOCH]
+    assert database.run_now(lambda c: masks.open_epochs(c, "another")) == []
 
 
 def test_unknown_key_epoch_is_refused_by_name(database: Database) -> None:
@@ -94,10 +94,10 @@ def test_answer_that_crosses_the_commit_brings_no_share_back(
     late = fleet.respond(closed, 4)
     ended, _, _ = fleet.unmask(closed)
     put(database, fleet, closed)
-    assert database.run_now(lambda c: masks.load_masked(c, 7)) == closed
+    assert database.run_now(lambda c: masks.load_masked(c, 7)) == [closed]
     assert database.run_now(lambda c: masks.save_masked(c, ended))
     assert not database.run_now(lambda c: masks.save_masked(c, late))
-    found = database.run_now(lambda c: masks.load_masked(c, 7))
+    [found] = database.run_now(lambda c: masks.load_masked(c, 7))
     assert found.result == ended.result
     assert [(answer.index, answer.shares) for answer in found.responses] == [(1, b""), (2, b""), (3, b"")]
 

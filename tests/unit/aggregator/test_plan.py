@@ -186,9 +186,13 @@ def test_a_spool_that_does_not_fit_is_refused() -> None:
     assert "at most 5 clients" in seen.refusals[0].instead
 
 
-def test_pairs_have_a_largest_cohort() -> None:
-    wanted = replace(WANTED, mode=Mode.PAIRWISE, goal=200, woken=200, minimum=134, secagg_minimum=8)
-    assert codes(foresee(wanted, measured(250), Service())) == [Code.OUT_OF_RANGE]
+def test_pairs_are_in_cohorts_and_a_rule_may_need_several() -> None:
+    wanted = replace(WANTED, mode=Mode.PAIRWISE, goal=200, woken=200, minimum=70, secagg_minimum=8, cohorts=2)
+    plan = foresee(wanted, measured(250), Service())
+    assert codes(plan) == []
+    alone = foresee(replace(wanted, goal=100, woken=100, cohorts=1), measured(250), Service())
+    assert plan.setup_bytes == alone.setup_bytes, "each client deals with its own cohort only"
+    assert codes(foresee(replace(wanted, least_cohorts=3), measured(250), Service())) == [Code.TOO_FEW]
 
 
 # -- from a task file
@@ -199,6 +203,10 @@ def test_task_becomes_what_the_modes_do_with_it() -> None:
     assert (plain.goal, plain.minimum, plain.woken, plain.words, plain.word_bytes) == (10, 8, 13, 1000, 4)
     pairs = planning.wanted(parse(TASK.format(mode="pairwise", size=10, more="")), PACKAGE, 100)
     assert (pairs.goal, pairs.minimum, pairs.woken, pairs.words) == (10, 7, 10, 1002)
+    split = planning.wanted(parse(TASK.format(mode="pairwise", size=300, more="")), PACKAGE, 400)
+    assert (split.goal, split.minimum, split.woken, split.cohorts) == (300, 105, 300, 3), (
+        "half of three times 70"
+    )
     helper = planning.wanted(parse(TASK.format(mode="helper", size=10, more="")), PACKAGE, 100)
     assert (helper.goal, helper.minimum, helper.woken) == (10, 8, 13)
     halves = parse(TASK.format(mode="pairwise", size=10, more="[secagg]\nbits = 16"))

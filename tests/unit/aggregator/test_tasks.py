@@ -80,7 +80,14 @@ def test_several_mistakes_are_told_at_once() -> None:
         (("size = 10", "size = 10\nminimum_reports = 11"), "minimum_reports 11 is above size 10"),
         (("rounds = 3", ""), "rounds: missing"),
         (("rounds = 3", 'rounds = 3\nmode = "hidden"'), "mode: expected one of plain, pairwise, helper"),
-        (("size = 10", "size = 129"), "mode pairwise: expected cohorts of at most 128 clients"),
+        (
+            ("size = 10", "size = 200\n[secagg]\nminimum = 129"),
+            "secagg.minimum: expected at most 128 in mode pairwise, found 129",
+        ),
+        (
+            ("size = 10", "size = 24\n[secagg]\ncohort_size = 7"),
+            "secagg.cohort_size: expected secagg.minimum (8) to 128, found 7",
+        ),
         (("rounds = 3", 'rounds = 3\nstrategy = "fedprox"'), "client.proximal_mu: expected a number above 0"),
         (("size = 10", "size = 10\n[client]\nproximal_mu = 0.1"), "use fedprox"),
         (("size = 10", "size = 10\n[stop]\ntest_accuracy = 0.9"), "stop.test_accuracy: expected a test_set"),
