@@ -77,7 +77,7 @@ def settle(tree: Path, epoch: int) -> None:
     for path in walk(tree):
         found = path.lstat()
         if not path.is_symlink():
-            runs = path.is_dir() or bool(found.st_mode & 0o100)
+            runs = path.is_dir() or (bool(found.st_mode & 0o100) and ".so" not in path.suffixes)
             path.chmod(0o755 if runs else 0o644)
         os.utime(path, (epoch, epoch), follow_symlinks=False)
 
