@@ -56,7 +56,7 @@ class Terms:
 
 
 class Registrar:
-    """Keeps the list of clients; `on_denied` is called with the new deny list after each revocation."""
+    """Keeps the list of clients; after a revocation `on_denied` hears the deny list, `on_revoked` whose it was."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Registrar:
         self.callers = Callers(authority.der, authority.fleet)
         self.functions = Functions(database, authority, clock, random)
         self.on_denied: Callable[[frozenset[str]], None] = lambda _: None
+        self.on_revoked: Callable[[str], None] = lambda _: None
 
     async def load(self) -> None:
         """Reads the deny list; to be awaited before the first call is served."""
@@ -189,7 +190,12 @@ class Registrar:
 
         self.callers.denied = await self._database.run(record)
         self.on_denied(self.callers.denied)
+        self.on_revoked(client_id)
         _log.info("client_revoked", client=client_id, reason=reason)
+
+    async def gone(self, client_id: str) -> bool:
+        """Whether a client was revoked and has not joined again."""
+        return await self._database.run(lambda c: store.state_of(c, client_id)) in store.GONE
 
     async def add_function(self, client_id: str, platform: str, settings_json: str) -> str:
         """Registers a cloud function; its deployment as JSON. Raises `PeerError` as `Functions.add`."""

@@ -30,6 +30,7 @@ from aggregator.coordinator import Coordinator
 from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
 from aggregator.epochs import KeyEpochs, Signing
 from aggregator.evaluation import Evaluator
+from aggregator.eviction import Evictions
 from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.helpers import HelperRounds
@@ -41,6 +42,7 @@ from aggregator.means import Means
 from aggregator.objects import ObjectBlobs, open_store
 from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
+from aggregator.presence import Presence
 from aggregator.runs import News, Runs
 from aggregator.service import (
     EnrollmentService,
@@ -180,7 +182,7 @@ async def running(
         await registrar.load()
         doors = await _open_doors(exits, settings, registrar, authority)
         registrar.terms = terms_of(settings, doors.endpoints)
-        devices = await _open_waker(exits, settings, database, doors.endpoints.mqtt)
+        devices = await _open_waker(exits, settings, database, registrar, authority, doors.endpoints.mqtt)
         waker = _open_invokers(settings, database, registrar, devices)
         exits.push_async_callback(waker.close)
         core = _open_core(settings, database, registrar, waker, ticket_key, party)
@@ -338,8 +340,9 @@ async def _open_broker(
 
 
 async def _open_waker(
-    exits: AsyncExitStack, settings: Settings, database: Database, addresses: tuple[str, ...]
-) -> MqttWaker:
+    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, authority: Authority,
+    addresses: tuple[str, ...],
+) -> MqttWaker:  # fmt: skip
     listen = settings.listen
     if settings.broker.kind is BrokerKind.CHILD:  # not by a name that perhaps only devices can resolve
         addresses = at_each((_own_host(listen.address),), int(addresses[0].rpartition(":")[2]))
@@ -347,18 +350,17 @@ async def _open_waker(
         settings.fleet.name, addresses, settings.authority.directory / "authority.pem",
         listen.directory / "cert.pem", listen.directory / "cert.key",
     )  # fmt: skip
-    pending: set[asyncio.Task[None]] = set()
-
-    def heard(client_id: str, online: bool) -> None:  # noqa: FBT001 - called by position, from `MqttWaker`
-        work = database.run(lambda c: store.saw(c, client_id, clock(), online=online))
-        task = asyncio.ensure_future(work)
-        pending.add(task)
-        task.add_done_callback(pending.discard)
-
+    evictions = Evictions(access, authority, settings.state.directory, clock, registrar.gone)
+    exits.push_async_callback(evictions.close)
+    registrar.on_revoked = evictions.begin
+    heard = Presence(database, evictions, clock).heard
     waker = MqttWaker(access, clock, heard)
     exits.push_async_callback(waker.stop)
     if not await waker.start():
-        _log.warning("broker_unreachable", addresses=" ".join(addresses), then="wake-ups wait for it")
+        _log.warning(
+            "broker_unreachable", addresses=" ".join(addresses), detail=Code.BROKER_UNREACHABLE.sentence,
+            fix="is mosquitto running, and does the firewall let us through?", then="wake-ups wait for it",
+        )  # fmt: skip
     return waker
 
 

@@ -64,6 +64,22 @@ class _FixedNameContext(ssl.SSLContext):
         return super().wrap_socket(sock, *args, **(options | {"server_hostname": self.fixed_name}))
 
 
+def tls_context(access: MqttAccess) -> ssl.SSLContext:
+    """TLS 1.3 with a certificate of the fleet, to a broker that has one. Raises OSError (ssl.SSLError)."""
+    context = _FixedNameContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.fixed_name = server_name(access.fleet)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(access.authority)
+    context.load_cert_chain(access.certificate, access.key)
+    return context
+
+
+def host_port(address: str) -> tuple[str, int]:
+    """The parts of `host:port`, without the brackets of an IPv6 address."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 class MqttWaker:
     """The `Waker` of a fleet with a broker."""
 
@@ -142,12 +158,7 @@ class MqttWaker:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2, "@aggregator", protocol=mqtt.MQTTv5, reconnect_on_failure=False
         )
-        context = _FixedNameContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.fixed_name = server_name(self._access.fleet)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(self._access.authority)
-        context.load_cert_chain(self._access.certificate, self._access.key)
-        client.tls_set_context(context)
+        client.tls_set_context(tls_context(self._access))
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         client.max_queued_messages_set(PENDING_MAX)
         client.on_connect = self._on_connect
@@ -159,9 +170,8 @@ class MqttWaker:
     def _run(self) -> None:
         while not self._stopping.is_set():
             address = self._access.addresses[self._attempt % len(self._access.addresses)]
-            host, _, port = address.rpartition(":")
             try:
-                self._client.connect(host.strip("[]"), int(port), KEEPALIVE_S, clean_start=True)
+                self._client.connect(*host_port(address), KEEPALIVE_S, clean_start=True)
                 self._client.loop_forever(timeout=KEEPALIVE_S / 2)
             except OSError as error:
                 _log.warning("broker_unreachable", address=address, error=str(error))

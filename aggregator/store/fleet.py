@@ -31,6 +31,7 @@ from sqlalchemy import (
 from aggregator.store.schema import Json, metadata
 
 CLAIMED, ENROLLED, REVOKED = "claimed", "enrolled", "revoked"
+PRESENT, GONE = frozenset({CLAIMED, ENROLLED}), frozenset({REVOKED})
 
 clients = Table(
     "clients",

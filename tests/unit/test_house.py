@@ -163,7 +163,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "alembic": ("aggregator/store/",),
     "psycopg": ("aggregator/store/postgresql.py",),
     "sqlalchemy": ("aggregator/", "fedless/helper/"),
-    "paho": ("aggregator/wake.py", "edge_runtime/"),
+    "paho": ("aggregator/wake.py", "aggregator/eviction.py", "edge_runtime/"),
     "typer": ("fedless/console/",),
     "rich": ("fedless/console/", "fedless/experiments/"),
 }  # fmt: skip
