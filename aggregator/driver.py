@@ -270,8 +270,9 @@ class Driver:
         return list(allowed.records), allowed.why
 
     async def _candidates(self) -> list[ClientRecord]:
-        now = self._means.clock()
-        return [record for record in await self._means.fleet.eligible() if record.not_before_ms <= now]
+        now, admits = self._means.clock(), self._settings.cohort.admits
+        clients = await self._means.fleet.eligible()
+        return [record for record in clients if record.not_before_ms <= now and admits(record.labels)]
 
     # -- completing
 

@@ -96,10 +96,7 @@ class Registrar:
         if not 1 <= count <= CLAIMS_MAX or (client_ids and len(client_ids) != count):
             detail = f"Expected 1 to {CLAIMS_MAX} claims and as many ids or none; found {count} and {len(client_ids)}."
             raise PeerError(Code.OUT_OF_RANGE, detail)
-        texts = [text for pair in labels.items() for text in pair]
-        if len(labels) > LABELS_MAX or any(len(text) > LABEL_LENGTH_MAX for text in texts):
-            detail = f"Expected at most {LABELS_MAX} labels of at most {LABEL_LENGTH_MAX} characters."
-            raise PeerError(Code.OUT_OF_RANGE, detail)
+        check_labels(labels)
         names = [identity.check_id(name, "client id") for name in client_ids]
         names = names or [f"device-{base32(self._random(5))}" for _ in range(count)]
         now_ms = self._clock()
@@ -233,6 +230,14 @@ class Registrar:
     def _issue(self, client_id: str, csr_der: bytes, now_ms: int) -> Issued:
         name = identity.Name(self._authority.fleet, identity.Role.DEVICE, client_id)
         return self._authority.issue(name, csr_der, now_ms, self.terms.certificate_days)
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises `PeerError(OUT_OF_RANGE)` for too many labels, or too long ones."""
+    texts = [text for pair in labels.items() for text in pair]
+    if len(labels) > LABELS_MAX or any(len(text) > LABEL_LENGTH_MAX for text in texts):
+        detail = f"Expected at most {LABELS_MAX} labels of at most {LABEL_LENGTH_MAX} characters."
+        raise PeerError(Code.OUT_OF_RANGE, detail)
 
 
 def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:

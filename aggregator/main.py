@@ -353,14 +353,9 @@ async def _open_waker(
     evictions = Evictions(access, authority, settings.state.directory, clock, registrar.gone)
     exits.push_async_callback(evictions.close)
     registrar.on_revoked = evictions.begin
-    heard = Presence(database, evictions, clock).heard
-    waker = MqttWaker(access, clock, heard)
+    waker = MqttWaker(access, clock, Presence(database, evictions, clock).heard)
     exits.push_async_callback(waker.stop)
-    if not await waker.start():
-        _log.warning(
-            "broker_unreachable", addresses=" ".join(addresses), detail=Code.BROKER_UNREACHABLE.sentence,
-            fix="is mosquitto running, and does the firewall let us through?", then="wake-ups wait for it",
-        )  # fmt: skip
+    await waker.start()
     return waker
 
 

@@ -308,7 +308,8 @@ def _selected(connection: Connection, wish: Wish) -> list[str]:
         for row in fleet.all_clients(connection)
         if row.state == fleet.ENROLLED and functions.find(connection, row.client_id) is None
     }
-    for client_id in wish.client_ids:
+    named = [fleet.resolve(connection, text) or text for text in wish.client_ids]
+    for client_id in named:
         if client_id not in devices:
             if fleet.state_of(connection, client_id) == fleet.ENROLLED:
                 fix = "Its platform invokes it with each round; orders are for devices."
@@ -317,7 +318,7 @@ def _selected(connection: Connection, wish: Wish) -> list[str]:
             raise PeerError(Code.UNKNOWN_CLIENT, detail, fix="See `fedless fleet list`.")
     wanted = wish.labels.items()
     labelled = {name for name, row in devices.items() if wanted and wanted <= row.labels.items()}
-    meant = set(devices) if wish.every else labelled | set(wish.client_ids)
+    meant = set(devices) if wish.every else labelled | set(named)
     if not 1 <= len(meant) <= CLIENTS_MAX:
         detail = f"Expected 1 to {CLIENTS_MAX} devices, found {len(meant)}."
         raise PeerError(Code.TOO_FEW, detail, fix="Name devices or labels; see `fedless fleet list`.")

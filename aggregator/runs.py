@@ -17,6 +17,7 @@ from aggregator import commit, ledger, planning, tasks
 from aggregator import events as e
 from aggregator.demand import Assumed
 from aggregator.driver import Driver
+from aggregator.interfaces import ClientRecord
 from aggregator.masked import mode_of
 from aggregator.means import Means
 from aggregator.plan import Plan
@@ -98,7 +99,7 @@ class Runs:
             detail = f"Run {earlier} opened a masked sum over these initial weights; devices report on a model once."
             fix = f"Go on from its newest model (`fedless model export {earlier}`), or start from other weights."
             raise PeerError(Code.MODEL_REPEATED, detail, fix=fix)
-        enrolled, needed = len(await self._means.fleet.eligible()), settings.secagg.minimum
+        enrolled, needed = len(await self._meant(settings)), settings.secagg.minimum
         if enrolled < needed:
             detail = f"Masked rounds need {needed} enrolled clients at least; this fleet has {enrolled}."
             fix = "Enroll more; or start it with --plain: then the aggregator sees single updates, and each device must"
@@ -116,10 +117,16 @@ class Runs:
 
     async def _known(self, settings: tasks.TaskSettings, package: Package) -> planning.Known:
         means = self._means
-        enrolled = await means.fleet.eligible()
+        enrolled = await self._meant(settings)
         return await planning.look(
             means.database, enrolled, self._spool.directory, settings, package, means.clock()
         )
+
+    async def _meant(self, settings: tasks.TaskSettings) -> list[ClientRecord]:
+        """The enrolled clients that the task's labels admit."""
+        return [
+            record for record in await self._means.fleet.eligible() if settings.cohort.admits(record.labels)
+        ]
 
     async def _check_plan(self, settings: tasks.TaskSettings, package: Package) -> None:
         """What cannot work is refused before it begins; clients that are too few yet may still come."""

@@ -19,10 +19,12 @@ from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
 from aggregator.orders import Orders
 from aggregator.planning import Package, assumed, plan_to_json
+from aggregator.roster import Roster
 from aggregator.runs import Runs
 from aggregator.service import chunk_data, with_timeout
 from aggregator.service_guard import OPERATORS, guarded, guarded_stream
 from aggregator.service_orders import OrderMethods
+from aggregator.service_roster import RosterMethods, client_to_pb
 from aggregator.store import fleet as store
 from aggregator.store import history
 from aggregator.store.channels import Promotion
@@ -35,12 +37,11 @@ from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.v1 import operator_pb2 as pb
 from fedless.v1 import operator_pb2_grpc
 
-CODES = frozenset(code.value for code in Code)
 MB = 1e6
 KIB = 1024
 
 
-class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
+class OperatorService(OrderMethods, RosterMethods, operator_pb2_grpc.OperatorServicer):
     """Claims, clients, blobs and runs; see operator.proto for each method."""
 
     def __init__(
@@ -54,6 +55,7 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
         progress_timeout_s: float,
     ) -> None:
         super().__init__(registrar.callers, database, orders, clock)
+        self.roster = Roster(database, registrar)
         self._registrar = registrar
         self._blobs = blobs
         self._runs = runs
@@ -85,13 +87,13 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
         """All clients by id."""
         clients, counts = await self._database.run(lambda c: (store.all_clients(c), history.counts(c)))
         return pb.ListClientsReply(
-            clients=[_client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients]
+            clients=[client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients]
         )
 
     @guarded(OPERATORS)
     async def RevokeClient(self, request: pb.RevokeClientRequest, _caller: Caller) -> pb.RevokeClientReply:  # noqa: N802
         """Puts a client's certificates on the deny list."""
-        await self._registrar.revoke(request.client_id, request.reason)
+        await self._registrar.revoke(await self.roster.find(request.client_id), request.reason)
         return pb.RevokeClientReply()
 
     @guarded(OPERATORS)
@@ -222,24 +224,6 @@ class OperatorService(OrderMethods, operator_pb2_grpc.OperatorServicer):
             authority="local",
             endpoints=wire.endpoints_to_pb(self._registrar.terms.endpoints),
         )
-
-
-def _client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientInfo:
-    """A client with what it refused (its own status says so) and what it was refused."""
-    told: dict[str, int] = client.profile.get("refusals", {})
-    refusals = {name: told.get(name, 0) + counts.get(name, 0) for name in (told | counts) if name in CODES}
-    return pb.ClientInfo(
-        client_id=client.client_id,
-        state=client.state,
-        enrolled_at_ms=client.enrolled_at_ms,
-        last_seen_ms=client.last_seen_ms,
-        online=client.online,
-        labels=client.labels,
-        reports=counts.get("reports", 0),
-        refusals=refusals,
-        certificate_not_after_ms=client.certificate_not_after_ms,
-        runtime_version=client.profile.get("runtime_version", ""),
-    )
 
 
 def _run_to_pb(info: RunInfo) -> pb.RunInfo:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,8 +56,8 @@ class CohortSettings(_Section):
 
     With `over_selection` 1.3, 30 % more clients than wanted are woken, and the slowest are not waited for.
     Fewer than `minimum_reports` abandon the round (0: four fifths of the wanted ones; in pairwise mode as many as
-    must agree to open a sum, and of several cohorts' sums half of that). A run waits at most `wait_s` seconds for
-    enough eligible clients.
+    must agree to open a sum, and of several cohorts' sums half of that). Only clients that have all `labels` are
+    eligible. A run waits at most `wait_s` seconds for enough of them.
     """
 
     size: int = Field(0, ge=0, le=100_000)
@@ -65,6 +65,7 @@ class CohortSettings(_Section):
     minimum_reports: int = Field(0, ge=0, le=100_000)
     over_selection: float = Field(1.3, ge=1.0, le=10.0)
     selection: Annotated[str, AfterValidator(_one_of(SELECTIONS))] = "uniform"
+    labels: dict[str, str] = Field(default={}, max_length=32)
     wait_s: int = Field(600, ge=0, le=604_800)
 
     @model_validator(mode="after")
@@ -74,6 +75,10 @@ class CohortSettings(_Section):
         if self.size and self.minimum_reports > self.size:
             raise ValueError(f"minimum_reports {self.minimum_reports} is above size {self.size}")
         return self
+
+    def admits(self, labels: Mapping[str, str]) -> bool:
+        """Whether a client with these labels may take part."""
+        return self.labels.items() <= labels.items()
 
     def goal(self, eligible: int) -> int:
         """How many reports are wanted when this many clients are eligible."""

@@ -30,8 +30,8 @@ from sqlalchemy import (
 
 from aggregator.store.schema import Json, metadata
 
-CLAIMED, ENROLLED, REVOKED = "claimed", "enrolled", "revoked"
-PRESENT, GONE = frozenset({CLAIMED, ENROLLED}), frozenset({REVOKED})
+CLAIMED, ENROLLED, REVOKED, REMOVED = "claimed", "enrolled", "revoked", "removed"
+PRESENT, GONE = frozenset({CLAIMED, ENROLLED}), frozenset({REVOKED, REMOVED})
 
 clients = Table(
     "clients",
@@ -46,6 +46,9 @@ clients = Table(
     Column("not_before_reason", Text, nullable=False, default=""),
     Column("profile", Json, nullable=False, default=dict),
     Column("revoked_reason", Text, nullable=False, default=""),
+    Column(
+        "name", String(64), nullable=False, default=""
+    ),  # for people; the id is in certificates and topics
 )
 
 claims = Table(
@@ -95,6 +98,8 @@ class ClientRow:
     not_before_reason: str
     profile: Mapping[str, Any]
     certificate_not_after_ms: int
+    name: str = ""
+    revoked_reason: str = ""
 
 
 def add_claim(
@@ -111,10 +116,10 @@ def add_claim(
         return False
     if state is None:
         connection.execute(insert(clients).values(client_id=client_id, state=CLAIMED, labels=dict(labels)))
-    elif labels:
-        connection.execute(
-            update(clients).where(clients.c.client_id == client_id).values(labels=dict(labels))
-        )
+    elif labels or state == REMOVED:
+        values = {"labels": dict(labels)} if labels else {}
+        shown = {"state": REVOKED} if state == REMOVED else {}
+        connection.execute(update(clients).where(clients.c.client_id == client_id).values(**values, **shown))
     connection.execute(
         insert(claims).values(
             secret_hash=secret_hash,
@@ -162,6 +167,42 @@ def enroll(connection: Connection, client_id: str, now_ms: int) -> None:
     """Records that a client has its certificate."""
     values = {"state": ENROLLED, "enrolled_at_ms": now_ms, "revoked_reason": ""}
     connection.execute(update(clients).where(clients.c.client_id == client_id).values(values))
+
+
+def resolve(connection: Connection, text: str) -> str | None:
+    """The id of the client with this id or name; None when there is none."""
+    if state_of(connection, text) not in {None, REMOVED}:
+        return text
+    mine = (clients.c.name == text) & (clients.c.state != REMOVED)
+    return connection.scalar(select(clients.c.client_id).where(mine)) if text else None
+
+
+def rename(connection: Connection, client_id: str, name: str) -> bool:
+    """Gives a client a name for people, or takes it away (""); False if another client has that id or name."""
+    if name and resolve(connection, name) not in {None, client_id}:
+        return False
+    connection.execute(update(clients).where(clients.c.client_id == client_id).values(name=name))
+    return True
+
+
+def label(connection: Connection, client_id: str, labels: Mapping[str, str]) -> None:
+    """Replaces a client's labels."""
+    connection.execute(update(clients).where(clients.c.client_id == client_id).values(labels=dict(labels)))
+
+
+def remove(connection: Connection, client_id: str) -> None:
+    """Forgets what is known of a revoked client; its certificates stay on the deny list until their end."""
+    values = {"state": REMOVED, "labels": {}, "profile": {}, "name": "", "not_before_reason": ""}
+    connection.execute(update(clients).where(clients.c.client_id == client_id).values(values))
+
+
+def certificates_of(connection: Connection, client_id: str) -> list[tuple[str, int, int, int]]:
+    """Serial (hex), issue, end and revocation (0: not) of each certificate of a client, the newest first."""
+    mine = certificates.c.client_id == client_id
+    columns = (certificates.c.serial, certificates.c.issued_at_ms, certificates.c.not_after_ms)
+    query = select(*columns, certificates.c.revoked_at_ms).where(mine)
+    rows = connection.execute(query.order_by(certificates.c.issued_at_ms.desc()))
+    return [(row.serial, row.issued_at_ms, row.not_after_ms, row.revoked_at_ms) for row in rows]
 
 
 def revoke(connection: Connection, client_id: str, reason: str, now_ms: int) -> bool:
@@ -234,6 +275,10 @@ def all_clients(connection: Connection) -> list[ClientRow]:
             not_before_reason=row.not_before_reason,
             profile=row.profile,
             certificate_not_after_ms=ends.get(row.client_id, 0),
+            name=row.name,
+            revoked_reason=row.revoked_reason,
         )
-        for row in connection.execute(select(clients).order_by(clients.c.client_id))
+        for row in connection.execute(
+            select(clients).where(clients.c.state != REMOVED).order_by(clients.c.client_id)
+        )
     ]

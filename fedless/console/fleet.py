@@ -17,11 +17,12 @@ from aggregator.authority import Authority
 from aggregator.config import LogLevel, Settings, load
 from aggregator.enrollment import IssuedClaim, Registrar, terms_of
 from aggregator.store.engine import Database
-from fedless.console import link
+from fedless.console import clients, link
 from fedless.console.terminal import FleetOption, duration_ms, moment, pair, print_table
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
+clients.add_to(app)
 
 
 @app.command()
@@ -53,9 +54,10 @@ def claim(
 def list_clients(fleet: FleetOption = None) -> None:
     """List the clients."""
     with link.open_link(link.find_fleet(fleet)) as operator:
-        clients = operator.clients()
+        every = operator.clients()
     table = Table(
         "client",
+        "name",
         "state",
         "online",
         "last seen (UTC)",
@@ -65,22 +67,23 @@ def list_clients(fleet: FleetOption = None) -> None:
         "labels",
         box=None,
     )
-    for client in clients:
+    for client in every:
         refused = ", ".join(f"{code} {count}" for code, count in sorted(client.refusals.items()))
         labels = ", ".join(f"{key}={value}" for key, value in sorted(client.labels.items()))
         table.add_row(
-            client.client_id, client.state, "yes" if client.online else "no", moment(client.last_seen_ms),
-            str(client.reports), refused, moment(client.certificate_not_after_ms)[:10], labels,
+            client.client_id, client.name or "-", client.state, "yes" if client.online else "no",
+            moment(client.last_seen_ms), str(client.reports), refused,
+            moment(client.certificate_not_after_ms)[:10], labels,
         )  # fmt: skip
-    if clients:
+    if every:
         print_table(table)
-    online = sum(client.online for client in clients)
-    typer.echo(f"{len(clients)} clients, {online} online", err=True)
+    online = sum(client.online for client in every)
+    typer.echo(f"{len(every)} clients, {online} online", err=True)
 
 
 @app.command()
 def revoke(
-    client: Annotated[str, typer.Argument(metavar="CLIENT", help="Id of the client.")],
+    client: Annotated[str, typer.Argument(metavar="CLIENT", help="Id or name of the client.")],
     fleet: FleetOption = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the client.")] = "",
 ) -> None:

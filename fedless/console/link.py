@@ -35,6 +35,7 @@ RunInfo = operator_pb2.RunInfo
 RoundInfo = operator_pb2.RoundInfo
 RunEvent = operator_pb2.RunEvent
 IssuedClaim = operator_pb2.IssuedClaim
+ShownClient = operator_pb2.ShowClientReply
 FunctionInfo = operator_pb2.FunctionInfo
 OrderInfo = operator_pb2.OrderInfo
 OrderAnswer = operator_pb2.OrderAnswer
@@ -140,6 +141,26 @@ class Link:
         self._call(
             self._stub.RevokeClient, operator_pb2.RevokeClientRequest(client_id=client_id, reason=reason)
         )
+
+    def client(self, client: str) -> ShownClient:
+        """What is known of the client with this id or name."""
+        shown: ShownClient = self._call(self._stub.ShowClient, operator_pb2.ClientRequest(client=client))
+        return shown
+
+    def rename(self, client: str, name: str) -> str:
+        """Gives a client a name for people ("": none); its id."""
+        request = operator_pb2.RenameClientRequest(client=client, name=name)
+        return str(self._call(self._stub.RenameClient, request).client_id)
+
+    def label(self, client: str, labels: Mapping[str, str], gone: Sequence[str]) -> dict[str, str]:
+        """Sets and takes labels; all that the client has then."""
+        request = operator_pb2.LabelClientRequest(client=client, labels=labels, gone=gone)
+        return dict(self._call(self._stub.LabelClient, request).labels)
+
+    def remove(self, client: str) -> str:
+        """Revokes a client and forgets it; its id."""
+        request = operator_pb2.ClientRequest(client=client)
+        return str(self._call(self._stub.RemoveClient, request).client_id)
 
     def add_function(self, client_id: str, platform: str, settings: Mapping[str, Any]) -> str:
         """Registers a cloud function; what it is to be deployed with, JSON without secrets."""

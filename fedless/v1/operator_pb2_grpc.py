@@ -169,6 +169,26 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
                 _registered_method=True)
+        self.ShowClient = channel.unary_unary(
+                '/fedless.v1.Operator/ShowClient',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ShowClientReply.FromString,
+                _registered_method=True)
+        self.RenameClient = channel.unary_unary(
+                '/fedless.v1.Operator/RenameClient',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RenameClientRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
+                _registered_method=True)
+        self.LabelClient = channel.unary_unary(
+                '/fedless.v1.Operator/LabelClient',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.LabelClientRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.LabelClientReply.FromString,
+                _registered_method=True)
+        self.RemoveClient = channel.unary_unary(
+                '/fedless.v1.Operator/RemoveClient',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -352,6 +372,32 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowClient(self, request, context):
+        """-- clients, one by one; each is named by its id or by its name
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameClient(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelClient(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveClient(self, request, context):
+        """Revokes a client and forgets it; its past rounds stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -489,6 +535,26 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.RollBackModel,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.Promotion.SerializeToString,
+            ),
+            'ShowClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowClient,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ShowClientReply.SerializeToString,
+            ),
+            'RenameClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameClient,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RenameClientRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ClientReply.SerializeToString,
+            ),
+            'LabelClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelClient,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.LabelClientRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.LabelClientReply.SerializeToString,
+            ),
+            'RemoveClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveClient,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ClientReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1220,6 +1286,114 @@ class Operator:
             '/fedless.v1.Operator/RollBackModel',
             fedless_dot_v1_dot_operator__pb2.RollBackModelRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.Promotion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ShowClient',
+            fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ShowClientReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/RenameClient',
+            fedless_dot_v1_dot_operator__pb2.RenameClientRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/LabelClient',
+            fedless_dot_v1_dot_operator__pb2.LabelClientRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.LabelClientReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/RemoveClient',
+            fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
             options,
             channel_credentials,
             insecure,

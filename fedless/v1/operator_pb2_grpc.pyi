@@ -75,6 +75,12 @@ class OperatorStub:
     """Lets a channel serve a model from now on."""
     RollBackModel: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RollBackModelRequest, _operator_pb2.Promotion]
     """Lets a channel serve again what it served before."""
+    ShowClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ShowClientReply]
+    """-- clients, one by one; each is named by its id or by its name"""
+    RenameClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RenameClientRequest, _operator_pb2.ClientReply]
+    LabelClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelClientRequest, _operator_pb2.LabelClientReply]
+    RemoveClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ClientReply]
+    """Revokes a client and forgets it; its past rounds stay."""
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -123,6 +129,12 @@ class OperatorAsyncStub(OperatorStub):
     """Lets a channel serve a model from now on."""
     RollBackModel: _aio.UnaryUnaryMultiCallable[_operator_pb2.RollBackModelRequest, _operator_pb2.Promotion]  # type: ignore[assignment]
     """Lets a channel serve again what it served before."""
+    ShowClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ShowClientReply]  # type: ignore[assignment]
+    """-- clients, one by one; each is named by its id or by its name"""
+    RenameClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.RenameClientRequest, _operator_pb2.ClientReply]  # type: ignore[assignment]
+    LabelClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelClientRequest, _operator_pb2.LabelClientReply]  # type: ignore[assignment]
+    RemoveClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ClientReply]  # type: ignore[assignment]
+    """Revokes a client and forgets it; its past rounds stay."""
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -330,5 +342,35 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Promotion, _abc.Awaitable[_operator_pb2.Promotion]]:
         """Lets a channel serve again what it served before."""
+
+    @_abc_1.abstractmethod
+    def ShowClient(
+        self,
+        request: _operator_pb2.ClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ShowClientReply, _abc.Awaitable[_operator_pb2.ShowClientReply]]:
+        """-- clients, one by one; each is named by its id or by its name"""
+
+    @_abc_1.abstractmethod
+    def RenameClient(
+        self,
+        request: _operator_pb2.RenameClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ClientReply, _abc.Awaitable[_operator_pb2.ClientReply]]: ...
+
+    @_abc_1.abstractmethod
+    def LabelClient(
+        self,
+        request: _operator_pb2.LabelClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LabelClientReply, _abc.Awaitable[_operator_pb2.LabelClientReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveClient(
+        self,
+        request: _operator_pb2.ClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ClientReply, _abc.Awaitable[_operator_pb2.ClientReply]]:
+        """Revokes a client and forgets it; its past rounds stay."""
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

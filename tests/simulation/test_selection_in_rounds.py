@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,21 @@ async def next_cohort(world: World, wanted: int, seen: list[str]) -> list[str]:
 
     found: list[str] = await world.until(woken)
     return found
+
+
+async def test_only_clients_with_the_tasks_labels_take_part(tmp_path: Path) -> None:
+    world = World(tmp_path, count=6)
+    north = {"site": "north"}
+    world.fleet.records = [
+        replace(record, labels=north | {"gpu": "no"} if number % 2 else {"site": "south"})
+        for number, record in enumerate(world.fleet.records)
+    ]
+    run_id = await world.start(
+        task(rounds=1, size=3, minimum=3).replace("[cohort]", '[cohort]\nlabels = {site = "north"}')
+    )
+    cohort = await next_cohort(world, 3, [])
+    assert sorted(cohort) == ["client-1", "client-3", "client-5"]
+    for client_id in cohort:
+        await world.report(client_id)
+    await world.ended(run_id)
+    await world.close()

@@ -1,0 +1,104 @@
+"""`fedless fleet show|rename|label|remove`: one client, by its id or its name."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from fedless.console import link
+from fedless.console.terminal import FleetOption, moment, pair
+from fedless.protocol.errors import Code, LocalError
+
+ClientArgument = Annotated[str, typer.Argument(metavar="CLIENT", help="Id or name of the client.")]
+
+
+def show(
+    client: ClientArgument,
+    fleet: FleetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Show what is known of a client: state, labels, certificates, its last status."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        found = operator.client(client)
+    values = _values(found)
+    if as_json:
+        typer.echo(json.dumps(values, indent=1))
+        return
+    for name, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        typer.echo(f"{name.replace('_', ' '):<14} {text}".rstrip())
+
+
+def rename(
+    client: ClientArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help='For people; "": no name any more.')],
+    fleet: FleetOption = None,
+) -> None:
+    """Give a client a name, which every command then takes as well as its id. The id stays."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        client_id = operator.rename(client, name)
+    typer.echo(f"{client_id} is called {name}." if name else f"{client_id} has no name.")
+
+
+def label(
+    client: ClientArgument,
+    changes: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE|KEY-", help="Labels to set, or to take away.")
+    ],
+    fleet: FleetOption = None,
+) -> None:
+    """Set labels of a client, or take them away: `site=north`, `site-`. Tasks and orders choose by them."""
+    gone = [text[:-1] for text in changes if text.endswith("-") and "=" not in text]
+    labels = dict(pair(text) for text in changes if text.removesuffix("-") not in gone)
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        every = operator.label(client, labels, gone)
+    typer.echo(", ".join(f"{key}={value}" for key, value in sorted(every.items())) or "no labels")
+
+
+def remove(
+    client: ClientArgument,
+    fleet: FleetOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,  # noqa: FBT002
+) -> None:
+    """Revoke a client and forget its name, labels and status; past rounds keep its id."""
+    if not yes and not typer.confirm(f"Revoke {client} and forget it?"):
+        raise LocalError(Code.WRONG_STATE, "Nothing was removed.")
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        client_id = operator.remove(client)
+    typer.echo(f"{client_id} is removed.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Makes them subcommands of `fedless fleet`."""
+    for command in (show, rename, label, remove):
+        app.command()(command)
+
+
+def _values(found: link.ShownClient) -> dict[str, object]:
+    client = found.client
+    waits = f"{moment(found.not_before_ms)} UTC: {found.not_before_reason}" if found.not_before_ms else ""
+    return {
+        "id": client.client_id,
+        "name": client.name,
+        "kind": f"cloud function on {found.platform}" if found.platform else "device",
+        "state": f"{client.state} {found.revoked_reason}".strip(),
+        "online": client.online,
+        "enrolled": moment(client.enrolled_at_ms),
+        "last_seen": moment(client.last_seen_ms),
+        "labels": dict(sorted(client.labels.items())),
+        "reports": client.reports,
+        "refused": dict(sorted(client.refusals.items())),
+        "not_before": waits,
+        "certificates": [
+            {
+                "serial": item.serial,
+                "issued": moment(item.issued_at_ms),
+                "until": moment(item.not_after_ms),
+                "revoked": moment(item.revoked_at_ms) if item.revoked_at_ms else "",
+            }
+            for item in found.certificates
+        ],
+        "status": json.loads(found.profile_json),
+    }

@@ -1,0 +1,70 @@
+"""`fedless fleet show|rename|label|remove` on a running service; names and labels choose devices elsewhere, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedless.protocol.errors import Code
+from fedless.v1 import fleet_pb2
+from tests.devices_fleet import command, say
+from tests.running_fleet import RunningFleet, refusal
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    fleet = RunningFleet(tmp_path_factory.mktemp("commands") / "fleet")
+    fleet.start()
+    yield fleet
+    fleet.close()
+
+
+def test_one_client_is_shown_renamed_labelled_and_removed(fleet: RunningFleet, tmp_path: Path) -> None:
+    who = fleet.device("pi-1")
+    status = fleet_pb2.DeviceStatus(
+        runtime_version="0.1", cores=4, not_before_ms=5, not_before_reason="it is hot"
+    )
+    with fleet.calls(who) as calls:
+        calls.fleet.ReportStatus(status)
+    assert say(fleet, "fleet", "rename", "pi-1", "attic") == "pi-1 is called attic.\n"
+    assert say(fleet, "fleet", "label", "attic", "site=north", "gpu=no") == "gpu=no, site=north\n"
+    assert say(fleet, "fleet", "label", "pi-1", "gpu-") == "site=north\n"
+    shown = json.loads(say(fleet, "fleet", "show", "attic", "--json"))
+    assert (shown["id"], shown["name"], shown["kind"], shown["state"]) == (
+        "pi-1",
+        "attic",
+        "device",
+        "enrolled",
+    )
+    assert (shown["labels"], shown["status"]["cores"]) == ({"site": "north"}, 4)
+    assert shown["not_before"].endswith("it is hot")
+    assert len(shown["certificates"]) == 1
+    assert "attic" in say(fleet, "fleet", "show", "pi-1")
+    (line,) = [line.split() for line in say(fleet, "fleet", "list").splitlines() if "pi-1" in line]
+    assert line[:4] == ["pi-1", "attic", "enrolled", "no"]
+    given = say(fleet, "function", "result")
+    assert given == ""
+    assert command("fleet", "remove", "nobody", "--yes", of=fleet).status == 1
+    assert say(fleet, "fleet", "remove", "attic", "--yes") == "pi-1 is removed.\n"
+    assert "pi-1" not in say(fleet, "fleet", "list")
+    with fleet.calls(who) as calls:
+        refused = refusal(lambda: calls.fleet.ReportStatus(status))
+    assert refused.code is Code.CERTIFICATE_REVOKED
+
+
+def test_mistakes_are_told(fleet: RunningFleet) -> None:
+    fleet.device("pi-2")
+    for words, says in (
+        (("show", "nobody"), "Found no 'nobody'"),
+        (("label", "pi-2", "site"), "Expected --label key=value"),
+        (("rename", "pi-2", "x" * 65), "at most 64 printable"),
+        (("remove", "pi-2"), "Aborted"),
+    ):
+        done = command("fleet", *words, of=fleet)
+        assert done.status == 1, words
+        assert says in done.stderr, done
