@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ CASES: dict[str, dict[str, Any]] = {
         "ingress": {"enabled": True}, "service": {"type": "ClusterIP"},
         "tlsRoute": {"enabled": True, "parentRefs": [{"name": "edge", "sectionName": "tls"}]},
         "certManager": {"enabled": True, "authoritySecret": "fedless-authority"},
-        "metrics": {"enabled": True}, "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "metrics": {"enabled": True}, "serviceMonitor": {
+            "enabled": True, "labels": {"release": "prom"}, "certificateSecret": "fedless-operator",
+        },
         "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
         "imagePullSecrets": [{"name": "pull"}], "nodeSelector": {"kubernetes.io/arch": "arm64"},
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}], "envFrom": [{"secretRef": {"name": "s3"}}],
@@ -56,7 +59,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a password in the URL": {"database": {"url": "postgresql://fedless:hunter2@db/fedless"}},
     "two aggregators on one disk": {"replicas": 2, "postgresql": {"enabled": True}},
     "two aggregators on SQLite": {"replicas": 2, "persistence": {"accessMode": "ReadWriteMany"}},
-    "a monitor of nothing": {"serviceMonitor": {"enabled": True}},
+    "a monitor of nothing": {"serviceMonitor": {"enabled": True, "certificateSecret": "fedless-operator"}},
+    "a monitor of nobody": {"serviceMonitor": {"enabled": True}, "metrics": {"enabled": True}},
     "a certificate of nobody": {"certManager": {"enabled": True}},
     "a route of no gateway": {"tlsRoute": {"enabled": True}},
 }
@@ -132,7 +136,7 @@ def test_what_cannot_work_is_refused(case: str) -> None:
         helm.Chart.load(str(CHART)).validate_schema(merged(REFUSED[case]))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "everything"])
+@pytest.mark.parametrize("case", CASES)
 def test_configuration_in_the_chart_is_one_that_the_service_takes(case: str, tmp_path: Path) -> None:
     objects = rendered(CASES[case])
     config = next(item for item in found(objects, "ConfigMap"))
@@ -160,7 +164,8 @@ def test_pods_run_without_rights() -> None:
 
 
 def test_keys_reach_the_pod_by_the_secret_alone() -> None:
-    text = json.dumps([item for item in rendered(CASES["everything"]) if item["kind"] != "Secret"])
+    kinds = ("ConfigMap", "StatefulSet")
+    text = json.dumps([item for item in rendered(CASES["everything"]) if item["kind"] in kinds])
     assert "BEGIN" not in text
     assert "publisher.key" not in text
     assert "operator" not in text
@@ -183,6 +188,20 @@ def test_compose_file_fits_its_schema() -> None:
     file = ROOT / "deploy/docker/compose.yaml"
     answer = tool(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_compose_file_has_every_secret_that_is_made(tmp_path: Path) -> None:
+    script = tmp_path / "secrets.sh"
+    shutil.copy(ROOT / "deploy/docker/secrets.sh", script)
+    assert tool("bash", script).returncode == 0
+    folder = tmp_path / "secrets"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    made = {f"./secrets/{path.name}" for path in folder.iterdir()}
+    compose = yaml.safe_load((ROOT / "deploy/docker/compose.yaml").read_text())
+    assert {secret["file"] for secret in compose["secrets"].values()} == made
+    options = tomllib.loads((folder / "objects-options.toml").read_text())
+    assert options["access_key_id"] in (folder / "objects-identities.json").read_text()
+    assert tool("bash", script).returncode == 1, "they are made once"
 
 
 def test_yaml_is_tidy() -> None:
