@@ -24,7 +24,7 @@ RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
 .PHONY: help demo demo-mixed deb docs record
-.PHONY: test test-browser test-deploy test-image test-proxy test-runtimes
+.PHONY: test test-browser test-deploy test-image test-proxy test-chaos test-runtimes
 .PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
@@ -45,6 +45,10 @@ test: $(READY) ## run every test
 test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtimes on tflite-runtime 2.14 as well
 	FEDLESS_TFLITE_RUNTIME_PYTHON=$(abspath .venv-runtimes/bin/python) $(PY) -m pytest $(PYTEST_ARGS) \
 	  tests/contract/test_tflite_runtimes.py
+
+test-chaos: $(READY) ## kill -9 of everything while a run goes on, drawn from a seed: FEDLESS_CHAOS_SEED, FEDLESS_CHAOS_KILLS
+	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
+	FEDLESS_CHAOS=1 $(PY) -m pytest -s $(PYTEST_ARGS) tests/real/test_chaos.py
 
 CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
   tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py \

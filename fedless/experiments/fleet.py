@@ -102,7 +102,7 @@ class LocalFleet:
         self._connect = connect
         self._source = source
         self._helper = helper
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -141,7 +141,7 @@ class LocalFleet:
     def start_agent(self, client_id: str) -> None:
         """Start (again) the agent of an enrolled device."""
         argv = (*AGENT, "run", "--state", str(self.state_folder(client_id)))
-        environment = {**self._environment, **self.conditions.environment(client_id)}
+        environment = {**self.environment, **self.conditions.environment(client_id)}
         self.agents[client_id] = self.children.start(client_id, argv, environment)
 
     def kill_device(self, client_id: str) -> None:
@@ -164,7 +164,7 @@ class LocalFleet:
         write_private(settings, settings.read_bytes() + tables.encode())
         argv = (*FEDLESS, "aggregator", "serve", "--fleet", str(self.aggregator_folder))
         keys = SDK_KEYS if any(one.group.kind == "aws-lambda" for one in self.clients) else {}
-        self.aggregator = self.children.start("aggregator", argv, {**self._environment, **keys})
+        self.aggregator = self.children.start("aggregator", argv, {**self.environment, **keys})
         ready = self.aggregator_folder / "state" / "endpoints.json"
         wait_until(ready.is_file, READY_S, lambda: "The aggregator is not ready.", self.children)
 
@@ -178,7 +178,7 @@ class LocalFleet:
         own = (folder / "helper.toml").read_bytes()
         listen = write_tables({"listen": {"address": HOST, "port": 0}, "rules": asdict(rules)})
         write_private(folder / "helper.toml", own + listen.encode())
-        self.children.start("helper", (*FEDLESS, "helper", "serve", str(folder)), self._environment)
+        self.children.start("helper", (*FEDLESS, "helper", "serve", str(folder)), self.environment)
         ready = folder / "state" / ENDPOINT_FILE
 
         def written() -> bool:

@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -25,8 +21,9 @@ from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console.link import open_link
 from fedless.experiments import datasets
 from fedless.experiments.config import Data
-from fedless.experiments.fleet import FEDLESS, Device, LocalFleet
+from fedless.experiments.fleet import Device, LocalFleet
 from fedless.protocol.tables import write_tables
+from tests.restartable import Restartable, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(240)]
 
@@ -78,47 +75,6 @@ class Onlooker:
 
     def count(self, event: str) -> int:
         return int(self.rows(f"SELECT count(*) FROM events WHERE event = '{event}'")[0][0])
-
-
-class Restartable:
-    """The fleet's aggregator on the ports that it first got."""
-
-    def __init__(self, fleet: LocalFleet) -> None:
-        self.fleet = fleet
-        self.endpoints = fleet.aggregator_folder / "state" / "endpoints.json"
-        ports = {
-            name: where[0].rpartition(":")[2]
-            for name, where in json.loads(self.endpoints.read_text()).items()
-        }
-        settings = fleet.aggregator_folder / "aggregator.toml"
-        text = settings.read_text()
-        for line, port in (
-            ("fleet_port = {}", ports["fleet"]),
-            ("enrollment_port = {}", ports["enrollment"]),
-            ("\nport = {}", ports["mqtt"]),
-        ):
-            assert line.format(0) in text
-            text = text.replace(line.format(0), line.format(port))
-        settings.write_text(text)
-
-    def kill(self) -> None:
-        """kill -9 of the aggregator alone; then whatever it left behind, as a machine that starts again has nothing."""
-        os.kill(self.fleet.aggregator.process.pid, signal.SIGKILL)
-        self.fleet.children.kill(self.fleet.aggregator)
-        self.endpoints.unlink()
-
-    def start(self) -> None:
-        argv = (*FEDLESS, "aggregator", "serve", "--fleet", str(self.fleet.aggregator_folder))
-        self.fleet.aggregator = self.fleet.children.start("aggregator", argv)
-        until(self.endpoints.is_file, self.fleet)
-
-
-def until(ready: Callable[[], object], fleet: LocalFleet, pause_s: float = 0.02) -> None:
-    end = time.monotonic() + BOUND_S
-    while not ready():
-        fleet.children.check()
-        assert time.monotonic() < end, "it did not come in time"
-        time.sleep(pause_s)
 
 
 def test_aggregator_killed_in_each_phase_goes_on_by_itself(tmp_path: Path) -> None:

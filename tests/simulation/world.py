@@ -192,6 +192,7 @@ class World:
     waker: FakeWaker = field(default_factory=FakeWaker)
     parameters: int = PARAMETERS
     beside: dict[str, float] = field(default_factory=dict)
+    url: str = ""
     DATABASE: ClassVar[type[Database]] = Database
     PATIENCE_S: ClassVar[float] = 20.0
 
@@ -201,7 +202,7 @@ class World:
         self._open()
 
     def _open(self) -> None:
-        self.database = self.DATABASE.open(f"sqlite:///{self.folder / 'fedless.db'}")
+        self.database = self.DATABASE.open(self.url or f"sqlite:///{self.folder / 'fedless.db'}")
         self.blobs = Blobs(self.folder / "blobs")
         self.spool = Spool(self.folder / "spool")
         self.evaluator = FakeEvaluator(self.blobs)
