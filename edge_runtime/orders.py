@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from edge_runtime import bundle, calls
+from edge_runtime import bundle, calls, update
 from edge_runtime.clock import unix_ms
 from edge_runtime.functions import FLEET, Call
 from edge_runtime.invocation import BUDGET_S, Invocation, Timings, monotonic_ms
@@ -84,8 +84,20 @@ class Orders:
             case Action.INSTALL:
                 found = self._install(order, ticket)
                 return OrderResult(ticket.round_id, ticket.nonce, DONE, version=found.manifest.version)
+            case Action.UPDATE:
+                self._update(order)
+                return OrderResult(ticket.round_id, ticket.nonce, DONE)
             case Action.INVOKE:
                 return self._invoke(order, ticket, until, timings)
+
+    def _update(self, order: Order) -> None:
+        """Stage the update that the order names; the agent goes on as it once this participant is done."""
+        digest = update.wanted(order.event)
+        with update.download(self.starts.state, digest) as file:
+            for piece in self.invocation.link.fetch(digest, 0, update.BYTES_MAX):
+                file.write(piece)
+            update.stage(self.starts.state, update.whole(file, digest), self.invocation.identity.publishers)
+        update.tell_agent()
 
     def _install(self, order: Order, ticket: Ticket) -> bundle.Unpacked:
         """The function's version that serves here, after the ticket's was installed. Raises `PeerError` BUNDLE_*."""

@@ -16,8 +16,8 @@ import shutil
 import signal
 import sys
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -35,6 +35,7 @@ CHOSEN = "FEDLESS_CHOSEN"
 """In the environment of the version that was chosen, on its way to the agent."""
 _PIECE = 1 << 20
 _UNPACKED_MAX = 1 << 30
+BYTES_MAX = 512 << 20
 
 
 def standing(state: Path) -> Standing:
@@ -54,6 +55,8 @@ def stage(state: Path, file: BinaryIO, publishers: Mapping[bytes, bytes]) -> con
     head = container.read_head(file.read(container.HEAD.size))
     found = container.read_list(file.read(head.list_bytes), head, publishers)
     now = standing(state)
+    if found.sequence == now.current:
+        return found  # asked again, after a power cut
     _check(found, now)
     folder = state / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,6 +78,50 @@ def stage(state: Path, file: BinaryIO, publishers: Mapping[bytes, bytes]) -> con
     _keep(state, staged(now, found.sequence))
     _prune(folder, standing(state))
     return found
+
+
+def wanted(event: str) -> bytes:
+    """The digest of the update that an order's event names. Raises `PeerError(MALFORMED)`."""
+    try:
+        digest = bytes.fromhex(json.loads(event)["digest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PeerError(Code.MALFORMED, 'Expected an event {"digest": ...} with 64 hex digits.') from error
+    if len(digest) != hashlib.sha256().digest_size:
+        raise PeerError(Code.MALFORMED, f"Expected a digest of 32 bytes, found {len(digest)}.")
+    return digest
+
+
+@contextmanager
+def download(state: Path, digest: bytes) -> Iterator[BinaryIO]:
+    """A file for an update that is being fetched, gone afterwards."""
+    folder = state / FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f".{digest.hex()[:16]}.update"
+    try:
+        with path.open("w+b") as file:
+            yield file
+    except OSError as error:
+        raise LocalError(Code.DISK_FULL, f"{folder} cannot hold the update ({error.strerror}).") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def whole(file: BinaryIO, digest: bytes) -> BinaryIO:
+    """The file from its beginning, if it is what was announced. Raises `PeerError(BUNDLE_DIGEST)`."""
+    file.seek(0)
+    found = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        found.update(piece)
+    if found.digest() != digest:
+        raise PeerError(Code.BUNDLE_DIGEST, f"Announced was {digest.hex()}, found was {found.hexdigest()}.")
+    file.seek(0)
+    return file
+
+
+def tell_agent() -> None:
+    """The participant: let the agent that started it go on as what is chosen, once this participant has ended."""
+    if os.environ.get(AGAIN):
+        os.kill(os.getppid(), signal.SIGHUP)
 
 
 def choose(state: Path) -> tuple[Path | None, bool]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from fedless.console import link, orders
 from fedless.console.orders import AllOption, ClientOption, LabelOption, Whom
 from fedless.console.terminal import FleetOption, moment, print_table
+from fedless.protocol import update as container
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import EVENT_BYTES_MAX, Action
 
@@ -139,3 +140,26 @@ def add_to(app: typer.Typer) -> None:
     app.command()(invoke)
     app.command()(rollback)
     app.command()(result)
+
+
+def update(
+    file: Annotated[Path, typer.Argument(metavar="FILE.update", help="What `fedless image update` made.")],
+    fleet: FleetOption = None,
+    client: ClientOption = None,
+    label: LabelOption = None,
+    every: AllOption = False,  # noqa: FBT002
+    valid: ValidOption = "24h",
+    no_wait: NoWaitOption = False,  # noqa: FBT002
+) -> None:
+    """Update the agent of devices. One that does not reach the broker afterwards goes back to what it had."""
+    whom = Whom(client, label, every)
+    whom.selection()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise LocalError(Code.BUNDLE_MALFORMED, f"{file} cannot be read: {error}.") from error
+    container.read_head(data[: container.HEAD.size])
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        event = json.dumps({"digest": operator.put(data).hex()}).encode()
+        given = orders.give(operator, Action.UPDATE, whom, event=event, valid=valid)
+        orders.finish(operator, given, as_json=False, no_wait=no_wait)

@@ -17,12 +17,13 @@ from aggregator.authority import Authority
 from aggregator.config import LogLevel, Settings, load
 from aggregator.enrollment import IssuedClaim, Registrar, terms_of
 from aggregator.store.engine import Database
-from fedless.console import clients, link
+from fedless.console import clients, devices, link
 from fedless.console.terminal import FleetOption, duration_ms, moment, pair, print_table
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
 clients.add_to(app)
+app.command()(devices.update)
 
 
 @app.command()

@@ -214,13 +214,15 @@ class Action(StrEnum):
     INSTALL = "install"
     ROLL_BACK = "roll_back"
     RENEW = "renew"
+    UPDATE = "update"
 
 
 @dataclass(frozen=True)
 class Order:
     """What a ticket of kind INVOKE asks for; its canonical JSON's SHA-256 is the ticket's task digest.
 
-    `function` is empty for RENEW. `event` is a JSON text; `timeout_ms` 0 means the manifest's.
+    `function` is empty for RENEW and UPDATE; the event of UPDATE names what to stage: `{"digest": 64 hex digits}`.
+    `event` is a JSON text; `timeout_ms` 0 means the manifest's.
     """
 
     action: Action

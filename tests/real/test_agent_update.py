@@ -17,9 +17,12 @@ import pytest
 from edge_runtime.keystore import Keystore
 from edge_runtime.status import agent as told
 from edge_runtime.update import stage, standing
+from fedless.protocol.errors import Code
 from tests.agent_updates import agent
+from tests.devices_fleet import command, enrolled, publisher, say
 from tests.edge_fleet import Fleet
 from tests.edge_processes import CLIENT, Broker, Device, wait_until
+from tests.running_fleet import RunningFleet
 
 pytestmark = [
     pytest.mark.real,
@@ -143,3 +146,23 @@ def test_a_bad_version_gives_way_to_the_proved_update_before_it(
     push(supervisor, tmp_path, 2, spoil)
     wait_until(lambda: standing(supervisor.state).given_up == 2 and supervisor.runs(1), SOON_S)
     assert (supervisor.state / "versions" / "1").is_dir()
+
+
+def test_the_fleet_updates_an_agent_by_an_order(tmp_path: Path) -> None:
+    fleet = RunningFleet(tmp_path / "fleet")
+    fleet.start()
+    supervisor = Supervisor(enrolled(fleet, tmp_path / "state", CLIENT, ""))
+    try:
+        wait_until(lambda: supervisor.runs(0), SOON_S)
+        file = tmp_path / "agent.update"
+        file.write_bytes(agent(tmp_path, 3, key=publisher(fleet)))
+        say(fleet, "fleet", "update", file, "--client", CLIENT)
+        wait_until(lambda: supervisor.runs(3) and not standing(supervisor.state).trial, SOON_S)
+        file.write_bytes(agent(tmp_path, 2, key=publisher(fleet)))
+        done = command("fleet", "update", file, "--client", CLIENT, of=fleet)
+        assert done.status == 1
+        assert Code.BUNDLE_OLDER.value in done.stdout
+        assert supervisor.runs(3)
+    finally:
+        supervisor.close()
+        fleet.close()

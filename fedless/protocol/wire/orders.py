@@ -36,7 +36,7 @@ def order_from_bytes(data: bytes) -> m.Order:
         if not isinstance(getattr(order, name), kind):
             raise PeerError(Code.MALFORMED, f"Expected {name} as {kind.__name__}.")
     within(order.timeout_ms, 0, TIMEOUT_MAX_MS, "timeout_ms")
-    if order.action is not m.Action.RENEW:
+    if order.action not in {m.Action.RENEW, m.Action.UPDATE}:
         identifier(order.function, "function")
     json_text(order.event, m.EVENT_BYTES_MAX, "event")
     return order
