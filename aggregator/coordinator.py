@@ -29,7 +29,7 @@ from aggregator.live import (
     tell_failure,
     while_open,
 )
-from aggregator.members import ENDED, Stage, Terms
+from aggregator.members import ENDED, OPEN, Stage, Terms
 from aggregator.round import Round
 from aggregator.store import rounds as store
 from aggregator.store import steps
@@ -42,7 +42,9 @@ from fedless.protocol.messages import CheckIn, InvocationMetrics, Mode, NotNow, 
 TIMER_SLICE_MS = 60_000
 STEP_RETRY_MS = 5_000
 NOT_NOW = frozenset({Code.ROUND_CLOSED, Code.ALREADY_REPORTED})
-STILL_THERE = frozenset({"reported", Code.DUPLICATE.value})  # a repeated wake-up ends, the first one goes on
+# a repeated wake-up ends, the first one goes on; an interrupted training goes on with the next one
+STILL_THERE = frozenset({"reported", Code.DUPLICATE.value, Code.UNFINISHED.value})
+FOLLOW_UPS_MAX = 1000  # so often a client is woken again in one round to go on with its training
 Record = Callable[[Connection], None]
 RecordTerms = Callable[[Connection, Terms], None]
 log = structlog.get_logger()
@@ -137,6 +139,15 @@ class Coordinator:
             self._on_step(terms.run_id)
             if not known or metrics.outcome not in STILL_THERE:
                 await self._ask(live, e.ClientGaveUp(client_id, Code.of(metrics.outcome).value))
+            elif metrics.outcome == Code.UNFINISHED.value:
+                self._follow_up(live, client_id)
+
+    def _follow_up(self, live: Live, client_id: str) -> None:
+        """Wakes a client again that stopped in the middle of its training, with the same ticket."""
+        member = live.round.state.members[client_id]
+        live.follow_ups[client_id] = times = live.follow_ups.get(client_id, 0) + 1
+        if live.round.phase in OPEN and member.is_outstanding and times <= FOLLOW_UPS_MAX:
+            self._spawn(live, self._tickets.wake(live.round.terms, client_id, member.nonce))
 
     async def _offer(self, terms: Terms, client_id: str, mark: bytes) -> Offer:
         offer = await self._tickets.offer(terms)
@@ -383,4 +394,6 @@ class Coordinator:
             else:
                 self._live[round_id] = live
                 await self._perform(live, live.round.again())
+                for client_id in await self._database.run(lambda c: store.unfinished(c, round_id)):
+                    self._follow_up(live, client_id)
             return live

@@ -8,6 +8,7 @@ serves the exchange), by the Operator service, and by `invoke` for the claims.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ CLOSE_WINDOW_MS = 300_000
 CLAIM_MS_MAX = 24 * 3_600_000
 SETTINGS_BYTES_MAX = 64 * 1024
 THREADS_MAX = 64
+STATES = re.compile(r"(s3|gs|az|https|file)://[^\s?#]{1,900}")
 FUNCTION_MODES = frozenset({Mode.PLAIN.value, Mode.HELPER.value})
 """Pairwise masks need a memory between rounds, which a function has not."""
 _log = structlog.get_logger("functions")
@@ -77,6 +79,7 @@ class Functions:
             else policy,
             data=settings.get("data", {}),
             threads=settings.get("threads", 1),
+            states=settings.get("states", ""),
         )
         return deployment_to_json(deployment)
 
@@ -118,6 +121,9 @@ def _parsed(settings_json: str) -> dict[str, Any]:
         raise PeerError(Code.CONFIG_INVALID, "data: must be a table of tables, [data.NAME].")
     if not isinstance(threads, int) or not 1 <= threads <= THREADS_MAX:
         raise PeerError(Code.CONFIG_INVALID, f"threads: must be an integer from 1 to {THREADS_MAX}.")
+    states = settings.get("states", "")
+    if not isinstance(states, str) or (states and not STATES.fullmatch(states)):
+        raise PeerError(Code.CONFIG_INVALID, "states: must be the URL of a folder in an object store.")
     modes = settings.get("modes", [])
     if not isinstance(modes, list) or not set(modes) <= FUNCTION_MODES:
         raise PeerError(Code.CONFIG_INVALID, f"modes: must be a list of {', '.join(sorted(FUNCTION_MODES))}.")

@@ -29,6 +29,8 @@ from fedless.protocol.manifest import MANIFEST_FILE, parse_bytes
 from fedless.protocol.messages import Ticket
 
 AT_ONCE = 256
+FOLLOW_UPS_MAX = 1000
+"""So often a function is invoked again in one round to go on with its training."""
 PATIENCE_S = 1.0
 """An invocation that has not failed by then has begun."""
 _log = structlog.get_logger("invoke")
@@ -61,6 +63,7 @@ class Wakers:
     _running: dict[str, tuple[bytes, asyncio.Task[None]]] = field(default_factory=dict)
     _memory_mb: dict[bytes, int] = field(default_factory=dict)
     _took_ms: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    _unfinished: set[str] = field(default_factory=set)
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def wake(self, client_id: str, signed_ticket: bytes, deadline_ms: int) -> Receipt:
@@ -71,6 +74,7 @@ class Wakers:
         running, earlier = self._running.get(client_id, (b"", None))
         if earlier is not None and not earlier.done():
             if running == signed_ticket:
+                self._unfinished.add(client_id)  # perhaps it says so over gRPC before its platform does
                 return Receipt(delivered=True)
             earlier.cancel()  # its round is over: whatever it does still, it does for nobody
             await asyncio.gather(earlier, return_exceptions=True)
@@ -100,6 +104,20 @@ class Wakers:
             await one.close()
 
     async def _invoke(self, row: FunctionRow, signed: bytes, deadline_ms: int) -> None:
+        """One invocation, and further ones for as long as the training stops in the middle for want of time."""
+        for _ in range(FOLLOW_UPS_MAX):
+            self._unfinished.discard(row.client_id)
+            try:
+                unfinished = await self._invoke_once(row, signed, deadline_ms)
+            except FedlessError:
+                if row.client_id not in self._unfinished:
+                    raise
+                continue  # the platform's answer was lost; the function's own word was not
+            if not unfinished:
+                return
+
+    async def _invoke_once(self, row: FunctionRow, signed: bytes, deadline_ms: int) -> bool:
+        """Whether the training is to be gone on with."""
         ticket = wire.ticket_from_bytes(wire.signed_ticket_from_bytes(signed).ticket)
         begun_ms = self.clock()
         try:
@@ -124,6 +142,7 @@ class Wakers:
             )
             raise
         await self._ended(row.platform, ticket, receipt, begun_ms)
+        return receipt.answer is not None and receipt.answer.outcome == Code.UNFINISHED.value
 
     async def _give_up(self, ticket: Ticket) -> None:
         known = self._invokers.get(ticket.client_id)

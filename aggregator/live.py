@@ -46,6 +46,7 @@ class Live:
     adding_ms: float = 0.0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     refused: set[tuple[str, Code]] = field(default_factory=set)
+    follow_ups: dict[str, int] = field(default_factory=dict)
     stale: bool = False  # a step was not recorded: the database knows, memory does not
 
     def open_sums(self) -> list[FloatSum] | list[RingSum]:

@@ -57,7 +57,9 @@ class AwsLambda(Invoker):
         time_ms=Limit(900_000, f"{_DOCS}: 900 s"),
         payload_bytes=Limit(1 << 20, f"{_DOCS}: 6 MB synchronous, 1 MB asynchronous"),
         memory_mb=Limit(10_240, f"{_DOCS}: 10,240 MB"),
-        concurrency=Limit(1000, f"{_DOCS}: 1,000 concurrent executions of an account and region by default"),
+        concurrency=Limit(
+            1000, f"{_DOCS}: 1,000 concurrent executions of an account and region, new accounts fewer"
+        ),
     )
 
     def settings(self, table: Table) -> None:

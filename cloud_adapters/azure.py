@@ -29,10 +29,11 @@ class Azure(WebInvoker):
     platform = "azure"
     limits = Limits(
         time_ms=Limit(
-            600_000, f"{_DOCS}/functions-scale: 10 min at most (Consumption); HTTP answers within 230 s"
+            3_600_000,
+            f"{_DOCS}/functions-scale: 30 min by default, no maximum (Flex); one hour here; HTTP 230 s",
         ),
         payload_bytes=Limit(100 << 20, f"{_DOCS}/functions-scale: requests of 100 MB"),
-        memory_mb=Limit(14 << 10, f"{_DOCS}/functions-scale: 1.5 GB (Consumption) to 14 GB (Premium)"),
+        memory_mb=Limit(14 << 10, f"{_DOCS}/functions-scale: 4 GB (Flex Consumption) to 14 GB (Premium)"),
         concurrency=Limit(
             0, f"{_DOCS}/functions-concurrency: by host.json, 100 for each instance by default"
         ),

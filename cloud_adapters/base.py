@@ -26,7 +26,7 @@ from fedless.protocol.tables import Table
 Claims = Callable[[], Awaitable[str]]
 """A fresh one-use claim for each attempt: an attempt that was cut off may have used its own."""
 REPEATED = frozenset({Code.PLATFORM_BUSY, Code.PLATFORM_UNREACHABLE})
-FUNCTION_KEYS = frozenset({"data", "threads", "modes"})
+FUNCTION_KEYS = frozenset({"data", "threads", "modes", "states"})
 """Settings of the called side, which travel in its deployment."""
 RUNTIME_MB = 110
 """What the called side needs beside the bundle's own memory: gRPC, X.509, Python (docs/adapters.md)."""

@@ -26,7 +26,7 @@ class OpenFaas(WebInvoker):
     platform = "openfaas"
     limits = Limits(
         time_ms=Limit(12 * 3_600_000, f"{_DOCS}, Expanded timeouts: gateway and function set it; 12 h here"),
-        payload_bytes=Limit(256 * 1024, f"{_DOCS}, Async: NATS messages, 256 KiB by default"),
+        payload_bytes=Limit(1_000_000, f"{_DOCS}, Async: 1 MB, which is NATS's default"),
         memory_mb=Limit(1 << 20, f"{_DOCS}, Limits: as Kubernetes allows"),
         concurrency=Limit(0, f"{_DOCS}, Autoscaling: max_inflight is the function's own"),
     )

@@ -27,7 +27,7 @@ class OpenWhisk(WebInvoker):
 
     platform = "openwhisk"
     limits = Limits(
-        time_ms=Limit(600_000, f"{_DOCS}: 60 s by default, 10 min at most as shipped"),
+        time_ms=Limit(300_000, f"{_DOCS}: 60 s by default, 5 min at most as shipped"),
         payload_bytes=Limit(1_048_576, f"{_DOCS}: 1 MB of parameters"),
         memory_mb=Limit(512, f"{_DOCS}: 256 MB by default, 512 MB at most as shipped"),
         concurrency=Limit(100, f"{_DOCS}: 100 activations of a namespace at a time"),

@@ -200,7 +200,7 @@ def _openwhisk(wanted: Wanted) -> Package:
     image = f"REGISTRY/{wanted.name}:latest"
     commands = (
         *_build(wanted, context, image),
-        f"wsk action create {wanted.name} {archive} --docker {image} --main main --memory 512 --timeout 600000",
+        f"wsk action create {wanted.name} {archive} --docker {image} --main main --memory 512 --timeout 300000",
     )
     return Package(archive, size, archive.stat().st_size, commands)
 
@@ -263,9 +263,10 @@ def _build(wanted: Wanted, context: Path, image: str) -> tuple[str, str]:
 
 
 def _has_objects(wanted: Wanted) -> bool:
-    """Whether the function reads its data from an object store."""
-    return any(
-        "://" in str(table.get("path")) for table in deployment_from_json(wanted.deployment).data.values()
+    """Whether the function reads its data from an object store, or keeps interrupted trainings in one."""
+    deployment = deployment_from_json(wanted.deployment)
+    return bool(deployment.states) or any(
+        "://" in str(table.get("path")) for table in deployment.data.values()
     )
 
 

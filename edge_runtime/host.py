@@ -6,12 +6,14 @@ On a device, `Memory` is the journal and `Instances` are `starts`; in a cloud fu
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Unpacked
     from edge_runtime.config import EdgeConfig
     from edge_runtime.instance import Instance
+    from fedless.protocol.messages import Ticket
 
 
 class Memory(Protocol):
@@ -47,6 +49,26 @@ class Memory(Protocol):
 
     def save_mask_state(self, state: bytes, mark: bytes) -> None:
         """Replace both; durable before this returns, where there is a disk."""
+        ...
+
+
+class Pausing(Protocol):
+    """Where a training that takes longer than its host may live is kept until a later invocation goes on with it."""
+
+    def stop_after_ms(self) -> int:
+        """For how long the instance may train from now on; 0: as long as it takes."""
+        ...
+
+    def load(self, ticket: Ticket) -> Path | None:
+        """The file of the state to go on from; None: from the beginning."""
+        ...
+
+    def keep(self, ticket: Ticket, state: bytes | bytearray) -> None:
+        """Keeps a state; durable before this returns. Raises `LocalError`."""
+        ...
+
+    def forget(self, ticket: Ticket) -> None:
+        """The report was delivered."""
         ...
 
 

@@ -272,6 +272,7 @@ def _outcome(event: Mapping[str, Any], times: dict[str, float], wall_ms: int, pa
             first_step_wall_ms=wall_ms,
             shape=tuple(int(size) for size in event["shape"]),
             payload=payload,
+            unfinished=event.get("unfinished") is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise PeerError(Code.INSTANCE_BAD_RESULT, "The answer lacks a field.") from None

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -23,7 +23,7 @@ from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
-from edge_runtime.host import Instances, Memory
+from edge_runtime.host import Instances, Memory, Pausing
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
 from edge_runtime.keystore import Identity
 from edge_runtime.link import Link, patiently
@@ -83,7 +83,8 @@ class Finished:
 class Invocation:
     """What one round works with. `observe` is told each step that is complete.
 
-    `controls` is None where nothing is kept from round to round: in a cloud function.
+    `controls` is None where nothing is kept from round to round: in a cloud function. `pausing` is None where a
+    training has all the time that the round gives: on a device.
     """
 
     identity: Identity
@@ -95,10 +96,14 @@ class Invocation:
     starts: Instances
     observe: Callable[[str, int], None]
     controls: Controls | None = None
+    pausing: Pausing | None = None
     _masks: Masks | None = field(init=False, default=None)
 
     def run(self, ticket: Ticket, timings: Timings) -> Finished:
-        """Do the round, up to a finished report that is not stored yet. Raises `FedlessError`."""
+        """Do the round, up to a finished report that is not stored yet.
+
+        Raises `FedlessError`; `PeerError(UNFINISHED)` when a training is to be gone on with by a later invocation.
+        """
         at = monotonic_ms()
         offer = self._check_in(ticket)
         until = monotonic_ms() + offer.deadline_at_ms - offer.now_ms
@@ -113,11 +118,12 @@ class Invocation:
             start = start_digest(_file_digest(model), _file_digest(control) if control else b"")
             opened = self.masks().open(ticket, task, offer.round_open, start)
             at = timings.lap("agree", at)
-        job = self._job(ticket, task, unpacked, model, control)
+        job = self._interrupted(self._job(ticket, task, unpacked, model, control), ticket)
         outcome = self._train(job, ticket, unpacked, until, timings)
         self.observe("trained", ticket.round_id)
         at = timings.lap("run", at)
         timings.peak_rss_mb = outcome.peak_rss_mb
+        self._pause(ticket, outcome)
         change = _control_change(ticket, task, outcome)
         if opened is None:
             return Finished(_report(ticket, task, offer, outcome), outcome.payload, control_change=change)
@@ -256,6 +262,24 @@ class Invocation:
             control=str(control.absolute()) if control else "",
             own_control=str(own.absolute()) if own else "",
         )
+
+    def _interrupted(self, job: Job, ticket: Ticket) -> Job:
+        """The job, bounded and gone on with where this host cannot train for long."""
+        if self.pausing is None or job.kind is not JobKind.TRAIN:
+            return job
+        state = self.pausing.load(ticket)
+        return replace(
+            job, stop_after_ms=self.pausing.stop_after_ms(), state=str(state.absolute()) if state else ""
+        )
+
+    def _pause(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Keeps a training that stopped for want of time, and says so by raising."""
+        if not outcome.unfinished:
+            return
+        if self.pausing is None:
+            raise PeerError(Code.INSTANCE_BAD_RESULT, "It stopped without having been asked to.")
+        self.pausing.keep(ticket, outcome.payload)
+        raise PeerError(Code.UNFINISHED, f"{outcome.steps} steps are done.")
 
     def _train(
         self, job: Job, ticket: Ticket, unpacked: bundle.Unpacked, until: float, timings: Timings

@@ -11,7 +11,7 @@ ready      monotonic_ms: the imports are done, the instance waits for its job
 started    monotonic_ms: the job has arrived
 first_step monotonic_ms, wall_ms: the first optimiser step is complete
 progress   epoch (from 1), step, of, loss (mean of the batch)
-done       examples, steps, sums {name: number}, shape, timings_ms {name: ms}, peak_rss_mb, payload_bytes
+done       examples, steps, sums {name: number}, shape, timings_ms {name: ms}, peak_rss_mb, payload_bytes, unfinished
 failed     code, detail, fix
 ========== =====================================================================================
 """
@@ -59,6 +59,8 @@ class Job:
     what the author's entry is called with, or the inputs to infer from. `confinement` has the fields of
     `confine.Confinement` (empty: only the memory is bounded). `timeout_ms` is filled in when it is sent.
     `control` and `own_control` are files as `parameters`: the fleet's control variate and this client's (empty: 0).
+    A training that is not done `stop_after_ms` after it began (0: never) stops between two steps, and gives its state
+    instead of an update; `state` is the file of such a state, to go on from (empty: from the beginning).
     """
 
     kind: JobKind
@@ -75,11 +77,13 @@ class Job:
     timeout_ms: int = 0
     control: str = ""
     own_control: str = ""
+    stop_after_ms: int = 0
+    state: str = ""
 
     @property
-    def files(self) -> tuple[str, str, str]:
+    def files(self) -> tuple[str, str, str, str]:
         """The files that travel as open descriptors; empty: not there."""
-        return self.parameters, self.control, self.own_control
+        return self.parameters, self.control, self.own_control, self.state
 
     def to_json(self) -> dict[str, object]:
         """The job as JSON values."""
@@ -102,7 +106,8 @@ class Outcome:
     `payload` is raw little-endian float32: the update [P] after `train` (`rules` may put a second one behind it), the
     outputs after `infer` (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
     counts distinct examples, `steps` those of the optimiser, `sums` are over the examples (`loss`, `correct`,
-    ...; after `train`: of the last local epoch, before each step).
+    ...; after `train`: of the last local epoch, before each step). `unfinished`: the training stopped for want of time,
+    and the payload is its state.
     """
 
     examples: int
@@ -113,6 +118,7 @@ class Outcome:
     first_step_wall_ms: int = 0
     shape: tuple[int, ...] = ()
     payload: bytes | bytearray = field(default=b"", repr=False)
+    unfinished: bool = False
 
 
 def frame(values: Mapping[str, object]) -> bytes:

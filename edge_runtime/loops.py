@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime import paused
 from edge_runtime.data import Dataset
 from edge_runtime.optimizers import LocalOptimizer, Vector
+from edge_runtime.paused import Paused
 from edge_runtime.rules import Given, finish
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.manifest import Input, Label, Model
@@ -40,6 +42,23 @@ class Result:
     shape: tuple[int, ...] = ()
     payload: memoryview = field(default_factory=lambda: memoryview(b""))
     timings_ms: dict[str, float] = field(default_factory=dict)
+    unfinished: bool = False
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """`until` (time.monotonic): stop behind the first step that ends later; `state`: go on from there."""
+
+    until: float | None = None
+    state: bytes = field(default=b"", repr=False)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to stop."""
+        return self.until is not None and time.monotonic() >= self.until
+
+
+NO_PAUSE = Pauses()
 
 
 class Feed:
@@ -69,6 +88,7 @@ class Work:
     feed: Feed
     indices: NDArray[np.intp]
     parameters: Vector
+    pauses: Pauses = NO_PAUSE
 
     def batches(self) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
         """The graph's outputs on one batch after another, each with the number of examples in it."""
@@ -90,10 +110,10 @@ def train(
 ) -> Result:
     """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first.
 
-    `sums` has the loss of the last local epoch, before each step; of a part of it, if `max_steps` ended it. What a
-    strategy's rule makes of both: `rules`. With `private` each step is one of DP-SGD, and `sums` is empty: a loss would
-    have no noise. Raises `PeerError(NOT_FINITE)` if
-    training diverged.
+    One that stops for want of time is `unfinished`: the payload is then its state (`paused`). `sums` has the loss of
+    the last local epoch, before each step; of a part of it, if `max_steps` ended it. What a strategy's rule makes of
+    both: `rules`. With `private` each step is one of DP-SGD, and `sums` is empty: a loss would have no noise. Raises
+    `PeerError(NOT_FINITE)` if training diverged.
     """
     model, count = work.model, work.indices.size
     weights = work.parameters.copy()
@@ -103,12 +123,19 @@ def train(
     per_epoch = -(-count // model.batch)
     total = min(rule.max_steps or per_epoch * rule.local_epochs, per_epoch * rule.local_epochs)
     reporter = _Reporter(emit, total)
-    loss_sum, seen = 0.0, 0
-    order = work.indices
-    for step in range(total):
+    first, loss_sum, seen = 0, 0.0, 0
+    if work.pauses.state:
+        before = paused.from_bytes(work.pauses.state, weights.size, len(optimizer.moments))
+        first, loss_sum, seen, weights = before.steps, before.loss_sum, before.seen, before.weights
+        optimizer.go_on(first, before.moments)
+        random.bit_generator.state, noise.state = before.order, before.noise
+    order, drawn = work.indices, random.bit_generator.state
+    for step in range(first, total):
         at = step % per_epoch * model.batch
+        if at == 0 or step == first:  # a local epoch's order is drawn again where it was interrupted
+            drawn, order = random.bit_generator.state, random.permutation(work.indices)
         if at == 0:
-            order, loss_sum, seen = random.permutation(work.indices), 0.0, 0
+            loss_sum, seen = 0.0, 0
         batch = order[at : at + model.batch]
         if private is None:
             gradient, loss = _batch_gradient(work, weights, batch, noise)
@@ -118,17 +145,25 @@ def train(
         loss_sum, seen = loss_sum + loss * batch.size, seen + batch.size
         optimizer.step(weights, gradient)
         reporter.step(step + 1, step // per_epoch + 1, loss)
+        if work.pauses.due and step + 1 < total:
+            state = random.bit_generator.state if (step + 1) % per_epoch == 0 else drawn
+            left = Paused(step + 1, loss_sum, seen, state, noise.state, weights, optimizer.moments)
+            return Result(count, step + 1, payload=memoryview(left.to_bytes()), unfinished=True)
     weights -= work.parameters
-    if not np.isfinite(np.dot(weights, weights)):
-        raise PeerError(
-            Code.NOT_FINITE,
-            f"After {total} steps the weights hold NaN or infinite numbers.",
-            fix="Lower the task's learning rate.",
-        )
+    _check_finite(weights, total)
     update, told = finish(rule, weights, total, given)
     means = {} if private is not None else {"loss": loss_sum / seen, **told}
     sums = {name: value * count for name, value in means.items()}
     return Result(count, total, sums, update.shape, update.data.cast("B"))
+
+
+def _check_finite(delta: Vector, steps: int) -> None:
+    if not np.isfinite(np.dot(delta, delta)):
+        raise PeerError(
+            Code.NOT_FINITE,
+            f"After {steps} steps the weights hold NaN or infinite numbers.",
+            fix="Lower the task's learning rate.",
+        )
 
 
 def _batch_gradient(
@@ -183,6 +218,15 @@ class _Noise:
             (spec.name, (model.batch, *spec.shape), np.float32(spec.keep)) for spec in model.randomness
         ]
         self._random = np.random.Generator(np.random.PCG64([seed, 1]))
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Of the generator."""
+        return self._random.bit_generator.state
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        self._random.bit_generator.state = state
 
     def draw(self) -> dict[str, NDArray[np.float32]]:
         """New masks for one step: 1/keep with probability keep, else 0."""

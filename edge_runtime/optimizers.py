@@ -12,6 +12,7 @@ so that a run can be compared with TensorFlow. FedProx: Li et al. 2020, section 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,16 @@ class LocalOptimizer:
         moments = {Optimizer.SGD: 0, Optimizer.MOMENTUM: 1, Optimizer.ADAM: 2}[rule.optimizer]
         self._moments = [np.zeros_like(start) for _ in range(moments)]
         self._scratch = np.empty(min(BLOCK, start.size), np.float32)
+
+    @property
+    def moments(self) -> list[Vector]:
+        """What it keeps from step to step beside their number, float32[P] each."""
+        return self._moments
+
+    def go_on(self, steps: int, moments: Sequence[Vector]) -> None:
+        """As if it had made so many steps and come to these moments."""
+        self._steps = steps
+        self._moments = list(moments)
 
     def step(self, weights: Vector, gradient: Vector) -> None:
         """One step: changes `weights` and overwrites `gradient`, both float32[P]."""

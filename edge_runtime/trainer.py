@@ -87,7 +87,8 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     clock.lap("data_ms")
     graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
     start = _parameters(Path(job.parameters), model)
-    work = loops.Work(model, graph, loops.Feed(model, dataset, labels=labels), indices, start)
+    feed = loops.Feed(model, dataset, labels=labels)
+    work = loops.Work(model, graph, feed, indices, start, _pauses(job, clock))
     clock.lap("load_ms")
     if job.kind is JobKind.TRAIN:
         result = loops.train(work, job.rule, emit, _given(job, work, directory), private)
@@ -145,7 +146,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
+        self.began = self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
         """End the present stretch and call it `name`."""
@@ -164,6 +165,12 @@ def _given(job: Job, work: loops.Work, directory: Path) -> Given:
         judge = replace(work, graph=Graph(directory / GRAPH_FILE, JobKind.EVALUATE, job.threads))
         loss = loops.evaluate(judge).sums["loss"] / work.indices.size
     return Given(loss, *controls)
+
+
+def _pauses(job: Job, clock: _Clock) -> loops.Pauses:
+    """When the training shall stop at the latest, and from where it goes on."""
+    state = Path(job.state).read_bytes() if job.state else b""
+    return loops.Pauses(clock.began + job.stop_after_ms / 1000 if job.stop_after_ms else None, state)
 
 
 def _indices(job: Job, dataset: Dataset) -> NDArray[np.intp]:
@@ -251,6 +258,7 @@ def _done(result: loops.Result) -> dict[str, object]:
         "timings_ms": result.timings_ms,
         "peak_rss_mb": peak_rss_mb(),
         "payload_bytes": result.payload.nbytes,
+        "unfinished": result.unfinished,
     }
 
 

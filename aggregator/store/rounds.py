@@ -189,6 +189,13 @@ def save_invocation(connection: Connection, client_id: str, value: InvocationMet
     return kept.rowcount == 1
 
 
+def unfinished(connection: Connection, round_id: int) -> list[str]:
+    """Ids of clients whose last invocation in this round stopped in the middle of the training."""
+    mine = select(cohort.c.client_id, cohort.c.invocation).where(cohort.c.round_id == round_id)
+    rows = connection.execute(mine.order_by(cohort.c.client_id))
+    return [row.client_id for row in rows if row.invocation.get("outcome") == Code.UNFINISHED.value]
+
+
 def _insert_members(connection: Connection, round_id: int, members: Iterable[Member]) -> None:
     rows = [
         {"round_id": round_id, "client_id": member.client_id, "nonce": member.nonce, **_member_values(member)}

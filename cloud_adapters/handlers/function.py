@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cloud_adapters.handlers.objects import local_sources
+from cloud_adapters.handlers.states import RESERVE_MS, States
 from edge_runtime import link as links
 from edge_runtime.bundle import Unpacked
 from edge_runtime.cache import Cache
@@ -122,7 +123,8 @@ class Starts:
         return PeerError(
             Code.INSTANCE_TIMEOUT,
             "The platform's time limit came before the end of the training.",
-            fix="Raise the function's time limit, or give this client less to do (local_epochs, max_steps).",
+            fix="Raise the function's time limit, name a folder for `states` in the client's registration, so that "
+            "it goes on in another invocation, or give this client less to do (local_epochs, max_steps).",
         )
 
     def __enter__(self) -> Self:
@@ -143,9 +145,11 @@ class Starts:
 class CloudFunction:
     """One process of a deployed function; it runs one invocation at a time."""
 
-    def __init__(self, deployment: Deployment, scratch: Path) -> None:
+    def __init__(self, deployment: Deployment, scratch: Path, reserve_ms: int = RESERVE_MS) -> None:
+        """`reserve_ms`: kept free behind a training that may have to be gone on with later."""
         self.deployment = deployment
         self._scratch = scratch
+        self._reserve_ms = reserve_ms
         self._memory = Recollection()
         self._turn = threading.Lock()
         self._invocations = 0
@@ -167,7 +171,7 @@ class CloudFunction:
         start = "warm" if self._invocations else "cold"
         imported = 0.0 if self._invocations else _since_process_start_ms()
         self._invocations += 1
-        work = _Work(self.deployment, self._scratch, self._memory, Timings(begun), start)
+        work = _Work(self.deployment, self._scratch, self._memory, Timings(begun), start, self._reserve_ms)
         outcome, detail = REPORTED, ""
         try:
             work.run(event, begun + left_ms - MARGIN_MS if left_ms is not None else None)
@@ -191,6 +195,7 @@ class _Work:
     memory: Recollection
     timings: Timings
     start: str
+    reserve_ms: int
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -205,7 +210,7 @@ class _Work:
             places = ticket.endpoints or own.endpoints.fleet
             with Link(places, own.server_name, own.key_pem, own.chain_pem, own.authority_pem) as link:
                 try:
-                    self._round(ticket, own, link, starts)
+                    self._round(ticket, own, link, starts, until_ms)
                     self._tell(link, ticket, REPORTED)
                 except FedlessError as error:
                     failure = starts.explain(error)
@@ -259,11 +264,17 @@ class _Work:
             not_after_ms=not_before(reply.now_ms),
         )
 
-    def _round(self, ticket: Ticket, own: Identity, link: Link, starts: Starts) -> None:
+    def _round(
+        self, ticket: Ticket, own: Identity, link: Link, starts: Starts, until_ms: float | None
+    ) -> None:
         limits = Limits(
             memory_mb=self.deployment.memory_mb, threads=self.deployment.threads, cache_mb=_CACHE_MB
         )
         sources = local_sources(self.deployment.data, self.scratch / "data")
+        states = None
+        if self.deployment.states and until_ms is not None:
+            url, client_id = self.deployment.states, self.deployment.client_id
+            states = States(url, client_id, self.scratch, until_ms, self.reserve_ms)
         invocation = Invocation(
             identity=own,
             config=EdgeConfig(limits=limits, data=sources),
@@ -273,11 +284,14 @@ class _Work:
             link=link,
             starts=starts,
             observe=lambda step, round_id: say("function", step, round=round_id),
+            pausing=states,
         )
         finished = invocation.run(ticket, self.timings)
         at = monotonic_ms()
         _deliver(link, finished.header, memoryview(finished.payload))
         self.timings.lap("report", at)
+        if states is not None:
+            states.forget(ticket)
 
     def _tell(self, link: Link, ticket: Ticket, outcome: str) -> None:
         """Metrics: worth one attempt, never an error."""

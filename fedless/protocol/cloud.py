@@ -57,7 +57,8 @@ class Deployment:
     """What a function is deployed with: whose fleet it serves, whom it believes, where its data is.
 
     `authority_pem` is the fleet authority's certificate; `data` has tables as `[data.NAME]` of edge.toml, with a path
-    or the URL of an object; `memory_mb` 0: as the bundle says.
+    or the URL of an object; `memory_mb` 0: as the bundle says. `states` is the URL of a folder in an object store,
+    where a training that is longer than the platform's time limit is kept until the next invocation (empty: nowhere).
     """
 
     fleet: str
@@ -69,6 +70,7 @@ class Deployment:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     memory_mb: int = 0
     threads: int = 1
+    states: str = ""
 
 
 def payload_to_json(payload: Payload) -> bytes:
@@ -154,6 +156,7 @@ def deployment_to_json(deployment: Deployment) -> str:
         "data": deployment.data,
         "memory_mb": deployment.memory_mb,
         "threads": deployment.threads,
+        **({"states": deployment.states} if deployment.states else {}),
     }
     return json.dumps(values, indent=1)
 
@@ -176,6 +179,7 @@ def deployment_from_json(text: str) -> Deployment:
             data=data,
             memory_mb=int(values.get("memory_mb", 0)),
             threads=int(values.get("threads", 1)),
+            states=str(values.get("states", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, PeerError) as error:
         raise LocalError(

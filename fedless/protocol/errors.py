@@ -91,6 +91,7 @@ class Code(Enum):
     INSTANCE_TIMEOUT = "instance_timeout"
     INSTANCE_MEMORY = "instance_memory"
     INSTANCE_BAD_RESULT = "instance_bad_result"
+    UNFINISHED = "unfinished"
     QUEUE_FULL = "queue_full"
     CALLER_REFUSED = "caller_refused"
     # -- secure aggregation
@@ -229,6 +230,9 @@ MEANINGS: dict[Code, Meaning] = {
     Code.INSTANCE_TIMEOUT: Meaning("DEADLINE_EXCEEDED", "The function ran longer than it may."),
     Code.INSTANCE_MEMORY: Meaning(_FULL, "The function needed more memory than it may have."),
     Code.INSTANCE_BAD_RESULT: Meaning(_OWN, "The function returned something that it must not."),
+    Code.UNFINISHED: Meaning(
+        "DEADLINE_EXCEEDED", "The training stopped for want of time, to be gone on with."
+    ),
     Code.QUEUE_FULL: Meaning(_FULL, "Too many invocations are waiting."),
     Code.CALLER_REFUSED: Meaning(_DENIED, "This local caller may not invoke this function."),
     Code.POLICY: Meaning(_DENIED, "This client's own policy forbids what the round asks for."),

@@ -159,7 +159,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "boto3": ("cloud_adapters/aws_lambda.py",),
     "google.auth": ("cloud_adapters/google.py",),
     "httpx": ("cloud_adapters/web.py",),
-    "obstore": ("cloud_adapters/handlers/objects.py", "aggregator/objects.py"),
+    "obstore": (
+        "cloud_adapters/handlers/objects.py",
+        "cloud_adapters/handlers/states.py",
+        "aggregator/objects.py",
+    ),
     "alembic": ("aggregator/store/",),
     "psycopg": ("aggregator/store/postgresql.py",),
     "sqlalchemy": ("aggregator/", "fedless/helper/"),

@@ -101,7 +101,7 @@ async def test_an_invocation_is_an_event_with_figures_and_price(world: World, pl
     [(event, fields)] = world.events()
     assert (event, fields["outcome"], fields["attempts"]) == ("invocation_ended", "reported", 1)
     assert fields["run_ms"] == 120
-    assert fields["prices"] == "2026-11-01"
+    assert fields["prices"] == "2026-11-28"
     assert fields["measured"] is False
 
 
@@ -191,3 +191,19 @@ def test_claims_are_in_no_event(tmp_path: Path) -> None:
     assert "fedless1." not in said
     assert "fn-1" in said
     world.fleet.database.close()
+
+
+async def test_unfinished_training_is_invoked_again_each_time_with_a_claim_of_its_own(
+    world: World, platform: Start
+) -> None:
+    unfinished = GOOD.replace(b'"reported"', b'"unfinished"')
+    there = await platform(reply(200, unfinished), reply(200, unfinished), reply(200, GOOD))
+    await world.add(there.url)
+    assert (await world.wake(world.ticket())).delivered
+    async with asyncio.timeout(20):
+        while len(world.events()) < 3:  # noqa: ASYNC110 - the database tells nobody
+            await asyncio.sleep(0.01)
+    outcomes = [fields["outcome"] for event, fields in world.events() if event == "invocation_ended"]
+    assert outcomes == ["unfinished", "unfinished", "reported"]
+    claims = {json.loads(request.partition(b"\r\n\r\n")[2])["claim"] for request in there.requests}
+    assert len(claims) == len(there.requests) == 3
