@@ -1,4 +1,4 @@
-"""`fedless fleet show|rename|label|remove`: one client, by its id or its name."""
+"""`fedless fleet show|rename|label|remove|renew`: single clients, by their ids or names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fedless.console import link
+from fedless.console import link, orders
+from fedless.console.orders import AllOption, ClientOption, LabelOption, Whom
 from fedless.console.terminal import FleetOption, moment, pair
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.messages import Action
 
 ClientArgument = Annotated[str, typer.Argument(metavar="CLIENT", help="Id or name of the client.")]
 
@@ -70,9 +72,25 @@ def remove(
     typer.echo(f"{client_id} is removed.")
 
 
+def renew(
+    fleet: FleetOption = None,
+    client: ClientOption = None,
+    label: LabelOption = None,
+    every: AllOption = False,  # noqa: FBT002
+    valid: Annotated[
+        str, typer.Option(help="How long devices may take to begin: 60s, 30m, 24h, 7d.")
+    ] = "24h",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the answers.")] = False,  # noqa: FBT002
+) -> None:
+    """Ask devices to renew their certificates now, and so to hear of the fleet's addresses: before a move."""
+    with link.open_link(link.find_fleet(fleet)) as operator:
+        given = orders.give(operator, Action.RENEW, Whom(client, label, every), valid=valid)
+        orders.finish(operator, given, as_json=False, no_wait=no_wait)
+
+
 def add_to(app: typer.Typer) -> None:
     """Makes them subcommands of `fedless fleet`."""
-    for command in (show, rename, label, remove):
+    for command in (show, rename, label, remove, renew):
         app.command()(command)
 
 
