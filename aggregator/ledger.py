@@ -43,9 +43,14 @@ _HALVINGS = 80
 # -- epsilon
 
 
+def is_installed() -> bool:
+    """Whether dp-accounting is here."""
+    return find_spec("dp_accounting") is not None
+
+
 def check_installed() -> None:
     """Raises `LocalError` NOT_INSTALLED without dp-accounting."""
-    if find_spec("dp_accounting") is None:
+    if not is_installed():
         detail = "A task with [privacy] needs dp-accounting, which is not installed."
         raise LocalError(Code.NOT_INSTALLED, detail, fix="Install fedless[privacy].")
 
@@ -99,6 +104,24 @@ def largest_spend(budget: float, delta: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if epsilon_of(middle, delta) <= budget else (low, middle)
     return low
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What a task will have cost a client that has spent nothing before and is in each of `rounds` rounds."""
+
+    rounds: int
+    epsilon: float
+
+
+def foreseen(task: TaskSettings) -> Ahead:
+    """How many rounds of a private task its budget allows, at most all, and the epsilon after them; blocks."""
+    if task.privacy is None:
+        raise AssertionError  # whoever asks looks first
+    spend, count = base_noise(task.privacy, task.rule()).spend, task.rounds
+    if task.privacy.epsilon:
+        count = min(count, int(largest_spend(task.privacy.epsilon, task.privacy.delta) * SLACK / spend))
+    return Ahead(count, epsilon_of(count * spend, task.privacy.delta))
 
 
 # -- one run's view of the ledger
@@ -210,6 +233,9 @@ class Ledger:
 
     async def _limit(self) -> float:
         if not self._settings.epsilon:
+            await asyncio.to_thread(
+                epsilon_of, 1.0, self._settings.delta
+            )  # imports it before a round waits for it
             return math.inf
         found = await asyncio.to_thread(largest_spend, self._settings.epsilon, self._settings.delta)
         return found * SLACK
@@ -273,7 +299,7 @@ def charge_worst_case(
     if task.privacy is None:
         return 0
     noise, limit = base_noise(task.privacy, task.rule()), math.inf
-    if task.privacy.epsilon and find_spec("dp_accounting") is not None:
+    if task.privacy.epsilon and is_installed():
         limit = largest_spend(task.privacy.epsilon, task.privacy.delta)
     models_left = task.rounds - runs.newest_model(connection, run_id).version
     most, unit = models_left * task.round.abandon_limit * noise.spend, noise.unit.value

@@ -10,17 +10,19 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
-from aggregator import rates, strategies
+from aggregator import ledger, rates, strategies
 from aggregator.demand import Assumed, Client, Refusal, Service, Wanted, Work
 from aggregator.interfaces import ClientRecord
 from aggregator.pace import Tariff
 from aggregator.plan import Plan, foresee, refused
+from aggregator.privacy import Place
+from aggregator.privacy import encoding as encoding_under
 from aggregator.store import measured
 from aggregator.store.engine import Database
 from aggregator.store.measured import Line
@@ -121,13 +123,28 @@ def judge(
 ) -> Plan:
     """As `plan`, of clients that are given; blocks."""
     try:
-        return foresee(wanted(settings, package, len(found)), found, service, taken, tariff())
+        return _private(
+            settings, foresee(wanted(settings, package, len(found)), found, service, taken, tariff())
+        )
     except LocalError as error:  # the ring cannot hold their sum
         overflow = _overflow(error)
         without = wanted(settings, package, len(found), masked=False)
         seen = foresee(without, found, service, taken, tariff())
         seen.refusals.append(overflow)
         return seen
+
+
+def _private(settings: TaskSettings, seen: Plan) -> Plan:
+    """The plan with what differential privacy will have cost, and a word where the budget ends the run before."""
+    if settings.privacy is None or not ledger.is_installed():
+        return seen
+    ahead = ledger.foreseen(settings)
+    if ahead.rounds < settings.rounds:
+        told = f"the privacy budget ends the run after {ahead.rounds} of {settings.rounds} rounds"
+        seen.advice.append(
+            f"{told}, for clients that take part in each of them and have spent nothing before"
+        )
+    return replace(seen, epsilon=ahead.epsilon)
 
 
 def tariff() -> Tariff:
@@ -156,7 +173,8 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
     words, word_bytes = strategy.client(settings.client.rule()).vectors * model.parameters, 4
     if masked and mode is not Mode.PLAIN:
         largest = settings.cohort_sizes(count)[0] if mode is Mode.PAIRWISE else woken
-        words, word_bytes = _words(settings, strategy, largest, words)
+        least = threshold(largest, settings.secagg.trust) if mode is Mode.PAIRWISE else minimum
+        words, word_bytes = _words(settings, strategy, (largest, least), words)
     return Wanted(
         name=settings.name, mode=mode, strategy=settings.strategy, rounds=settings.rounds,
         goal=goal, minimum=minimum, woken=woken, parameters=model.parameters, words=words, word_bytes=word_bytes,
@@ -188,8 +206,20 @@ def _cohort(settings: TaskSettings, mode: Mode, count: int) -> tuple[int, int, i
     return goal, minimum, max(minimum, min(woken, count)) if count else woken
 
 
-def _words(settings: TaskSettings, strategy: Strategy, n: int, dimension: int) -> tuple[int, int]:
-    """Words of a masked report and bytes of each, as the round's encoding will have them."""
+def _words(
+    settings: TaskSettings, strategy: Strategy, clients: tuple[int, int], dimension: int
+) -> tuple[int, int]:
+    """Words of a masked report and bytes of each, as the round's encoding will have them.
+
+    `clients`: how many may report, and how many must.
+    """
+    n, least = clients
+    noise = ledger.base_noise(settings.privacy, settings.rule()) if settings.privacy else None
+    if noise is not None and noise.place is not Place.LOCAL:
+        private = encoding_under(
+            noise.sized(n), members=n, least=least, dimension=dimension, bits=settings.secagg.bits
+        )
+        return private.words, private.bits // 8
     secagg, most = settings.secagg, settings.client.max_examples or MAX_EXAMPLES[Mode(settings.mode)]
     extras = strategy.extras(strategy.client(settings.client.rule()), most)
     further = [ring.Extra(name, bound) for name, bound in extras.items()]
@@ -200,7 +230,7 @@ def _words(settings: TaskSettings, strategy: Strategy, n: int, dimension: int) -
         clip=secagg.clip,
         max_examples=most,
         l2_clip=secagg.l2_clip,
-        extras=(ring.Extra("loss", secagg.loss_limit), *further),
+        extras=(*(() if noise else (ring.Extra("loss", secagg.loss_limit),)), *further),
     )
     return encoding.words, encoding.bits // 8
 

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from aggregator import ledger
+from aggregator import ledger, tasks
 from aggregator.privacy import (
     Noise,
     Place,
@@ -58,6 +58,30 @@ def test_largest_spend_is_just_within_the_budget(budget: float) -> None:
     spend = ledger.largest_spend(budget, 1e-5)
     assert ledger.epsilon_of(spend, 1e-5) <= budget
     assert ledger.epsilon_of(spend * 1.0001, 1e-5) > budget
+
+
+TASK = """
+name = "a-task"
+function = "a.bundle"
+rounds = 20
+[cohort]
+size = 10
+[privacy]
+noise = "distributed"
+multiplier = 2.0
+clip = 0.5
+"""
+
+
+def test_run_is_foreseen_to_end_at_its_budget() -> None:
+    """With z = 2 epsilon is 10.0 between the 14th and the 15th round."""
+    free = ledger.foreseen(tasks.parse(TASK))
+    assert (free.rounds, free.epsilon) == (20, pytest.approx(ledger.epsilon_after(20, 2.0, 1e-5)))
+    bounded = ledger.foreseen(tasks.parse(f"{TASK}\nepsilon = 10.0"))
+    assert bounded.rounds == 14
+    assert bounded.epsilon < 10.0 < ledger.epsilon_after(15, 2.0, 1e-5)
+    exact = ledger.foreseen(tasks.parse(f"{TASK}\nepsilon = {ledger.epsilon_after(3, 2.0, 1e-5)}"))
+    assert exact.rounds == 3
 
 
 def test_releases_of_local_training_are_its_passes_over_the_data() -> None:
