@@ -124,6 +124,33 @@ def foreseen(task: TaskSettings) -> Ahead:
     return Ahead(count, epsilon_of(count * spend, task.privacy.delta))
 
 
+@dataclass(frozen=True)
+class Statement:
+    """One client's ledger: its charges of all runs, what they cost together, and that as epsilon (None: unknown)."""
+
+    client_id: str
+    unit: str
+    rounds: int
+    spend: float
+    epsilon: float | None
+
+
+async def statements(database: Database, delta: float) -> list[Statement]:
+    """Every ledger, in order of client ids. Raises `PeerError` OUT_OF_RANGE for a delta that is none."""
+    if not 0.0 < delta < 1.0:
+        raise PeerError(Code.OUT_OF_RANGE, f"Expected a delta above 0 and below 1, found {delta:g}.")
+    found = await database.run(store.counts)
+
+    def say() -> list[Statement]:
+        known = is_installed()
+        return [
+            Statement(client_id, unit, times, spend, epsilon_of(spend, delta) if known else None)
+            for (client_id, unit), (times, spend) in found.items()
+        ]
+
+    return await asyncio.to_thread(say)
+
+
 # -- one run's view of the ledger
 
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import grpc.aio
 import psutil
 
-from aggregator import stories, tasks
+from aggregator import ledger, stories, tasks
 from aggregator.authority import Caller
 from aggregator.blobs import Blobs
 from aggregator.catalogue import Catalogue, ModelInfo
@@ -186,6 +187,14 @@ class OperatorService(OrderMethods, RosterMethods, operator_pb2_grpc.OperatorSer
         """What happened and why."""
         asked = stories.Asked(request.run_id, request.round, request.client_id)
         return pb.WhyReply(json=stories.to_json(await stories.tell(self._database, asked, self.clock())))
+
+    @guarded(OPERATORS)
+    async def ShowLedger(  # noqa: N802
+        self, request: pb.ShowLedgerRequest, _caller: Caller
+    ) -> pb.ShowLedgerReply:
+        """Every client's privacy ledger."""
+        found = await ledger.statements(self._database, request.delta)
+        return pb.ShowLedgerReply(lines=[pb.LedgerLine(**asdict(each)) for each in found])
 
     @guarded(OPERATORS)
     async def ListModels(self, request: pb.RunRequest, _caller: Caller) -> pb.ListModelsReply:  # noqa: N802

@@ -42,6 +42,7 @@ OrderAnswer = operator_pb2.OrderAnswer
 GiveOrderRequest = operator_pb2.GiveOrderRequest
 Selection = operator_pb2.Selection
 ModelInfo = operator_pb2.ModelInfo
+LedgerLine = operator_pb2.LedgerLine
 Promotion = operator_pb2.Promotion
 
 
@@ -240,6 +241,11 @@ class Link:
         request = operator_pb2.WhyRequest(run_id=run_id, round=number, client_id=client_id)
         story: dict[str, Any] = json.loads(self._call(self._stub.Why, request).json)
         return story
+
+    def ledger(self, delta: float) -> list[LedgerLine]:
+        """Every client's privacy ledger, with its epsilon at this delta."""
+        request = operator_pb2.ShowLedgerRequest(delta=delta)
+        return list(self._call(self._stub.ShowLedger, request).lines)
 
     def models(self, run_id: str) -> list[ModelInfo]:
         """A run's model versions, oldest first."""

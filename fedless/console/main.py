@@ -40,6 +40,7 @@ COMMANDS = {
     "run": Command("run", "Start, watch and stop training runs."),
     "plan": Command("plan", "Say what a run would be like, before it is started."),
     "why": Command("why", "Say why a run, a round or a client went as it did."),
+    "privacy": Command("privacy", "Show what each client's data was spent on."),
     "model": Command("model", "Take trained models out."),
     "function": Command("function", "Build, sign and push functions, call them on devices.", "authoring"),
     "helper": Command("helper", "Run the second party of helper mode.", "helper"),

@@ -1771,3 +1771,79 @@ class ShowClientReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShowClientReply: _TypeAlias = ShowClientReply  # noqa: Y015
+
+@_typing.final
+class ShowLedgerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELTA_FIELD_NUMBER: _builtins.int
+    delta: _builtins.float
+    def __init__(
+        self,
+        *,
+        delta: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowLedgerRequest: _TypeAlias = ShowLedgerRequest  # noqa: Y015
+
+@_typing.final
+class ShowLedgerReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerLine]: ...
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___LedgerLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShowLedgerReply: _TypeAlias = ShowLedgerReply  # noqa: Y015
+
+@_typing.final
+class LedgerLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    SPEND_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    unit: _builtins.str
+    """what is protected: "client" or "example" """
+    rounds: _builtins.int
+    """charges, of all runs"""
+    spend: _builtins.float
+    """the sum of z^-2"""
+    epsilon: _builtins.float
+    """at the asked delta; absent: the aggregator has no dp-accounting"""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        rounds: _builtins.int = ...,
+        spend: _builtins.float = ...,
+        epsilon: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epsilon", b"_epsilon", "epsilon", b"epsilon"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epsilon", b"_epsilon", "client_id", b"client_id", "epsilon", b"epsilon", "rounds", b"rounds", "spend", b"spend", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epsilon: _TypeAlias = _typing.Literal["epsilon"]  # noqa: Y015
+    _WhichOneofArgType__epsilon: _TypeAlias = _typing.Literal["_epsilon", b"_epsilon"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epsilon) -> _WhichOneofReturnType__epsilon | None: ...
+
+Global___LedgerLine: _TypeAlias = LedgerLine  # noqa: Y015

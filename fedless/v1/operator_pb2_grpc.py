@@ -189,6 +189,11 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
                 _registered_method=True)
+        self.ShowLedger = channel.unary_unary(
+                '/fedless.v1.Operator/ShowLedger',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -398,6 +403,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowLedger(self, request, context):
+        """What each client's data was spent on by differential privacy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -555,6 +567,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.RemoveClient,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.ClientRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.ClientReply.SerializeToString,
+            ),
+            'ShowLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowLedger,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1394,6 +1411,33 @@ class Operator:
             '/fedless.v1.Operator/RemoveClient',
             fedless_dot_v1_dot_operator__pb2.ClientRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.ClientReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ShowLedger',
+            fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,6 +81,8 @@ class OperatorStub:
     LabelClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LabelClientRequest, _operator_pb2.LabelClientReply]
     RemoveClient: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ClientReply]
     """Revokes a client and forgets it; its past rounds stay."""
+    ShowLedger: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ShowLedgerRequest, _operator_pb2.ShowLedgerReply]
+    """What each client's data was spent on by differential privacy."""
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -135,6 +137,8 @@ class OperatorAsyncStub(OperatorStub):
     LabelClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.LabelClientRequest, _operator_pb2.LabelClientReply]  # type: ignore[assignment]
     RemoveClient: _aio.UnaryUnaryMultiCallable[_operator_pb2.ClientRequest, _operator_pb2.ClientReply]  # type: ignore[assignment]
     """Revokes a client and forgets it; its past rounds stay."""
+    ShowLedger: _aio.UnaryUnaryMultiCallable[_operator_pb2.ShowLedgerRequest, _operator_pb2.ShowLedgerReply]  # type: ignore[assignment]
+    """What each client's data was spent on by differential privacy."""
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -372,5 +376,13 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ClientReply, _abc.Awaitable[_operator_pb2.ClientReply]]:
         """Revokes a client and forgets it; its past rounds stay."""
+
+    @_abc_1.abstractmethod
+    def ShowLedger(
+        self,
+        request: _operator_pb2.ShowLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ShowLedgerReply, _abc.Awaitable[_operator_pb2.ShowLedgerReply]]:
+        """What each client's data was spent on by differential privacy."""
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
