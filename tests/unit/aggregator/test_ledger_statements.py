@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,16 @@ async def test_statements_add_up_each_clients_rounds_by_what_they_protect(tmp_pa
             (3, ["a"], "example", 3.0),
             (2, ["a"], "client", 9.0),  # charged already
         ):
-            await database.run(
-                lambda c, r=round_id, w=clients, u=unit, s=spend: store.charge(
-                    c, r, "run", w, unit=u, spend=s, at_ms=1
-                )
+            charge = partial(
+                store.charge,
+                round_id=round_id,
+                run_id="run",
+                clients=clients,
+                unit=unit,
+                spend=spend,
+                at_ms=1,
             )
+            await database.run(charge)
         found = await ledger.statements(database, 1e-5)
         assert [(each.client_id, each.unit, each.rounds, each.spend) for each in found] == [
             ("a", "client", 2, 0.5),
