@@ -64,7 +64,7 @@ class Agent:
         os.set_blocking(self._signals, False)
         os.set_blocking(wake_fd, False)
         signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._stop)
         self._selector.register(self._signals, selectors.EVENT_READ, "signal")
         self._door: Doorway | None = None
@@ -289,7 +289,7 @@ class Agent:
     # -- the end
 
     def _stop(self, number: int, *_: object) -> None:
-        self.again = number == signal.SIGHUP and (self.again or self._stop_at is None)
+        self.again = number == signal.SIGUSR1 and (self.again or self._stop_at is None)
         self._stop_at = time.monotonic() + self.options["drain"]
 
     def _drain(self) -> None:

@@ -121,7 +121,7 @@ def whole(file: BinaryIO, digest: bytes) -> BinaryIO:
 def tell_agent() -> None:
     """The participant: let the agent that started it go on as what is chosen, once this participant has ended."""
     if os.environ.get(AGAIN):
-        os.kill(os.getppid(), signal.SIGHUP)
+        os.kill(os.getppid(), signal.SIGUSR1)
 
 
 def choose(state: Path) -> tuple[Path | None, bool]:

@@ -95,7 +95,7 @@ def push(supervisor: Supervisor, tmp_path: Path, sequence: int, spoil: Callable[
     """As an order of the fleet does it: staged while the agent runs, which then starts again."""
     data = agent(tmp_path, sequence, spoil)
     stage(supervisor.state, io.BytesIO(data), Keystore(supervisor.state).load().publishers)
-    os.kill(supervisor.pid, signal.SIGHUP)
+    os.kill(supervisor.pid, signal.SIGUSR1)
 
 
 def test_a_good_version_takes_over_in_place_and_is_proved(supervisor: Supervisor, tmp_path: Path) -> None:
