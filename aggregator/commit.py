@@ -28,6 +28,8 @@ from aggregator.uploads import BLOCK, FloatSum, float_blocks
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Kind
 
+PERCENTILES = (10, 50, 90)
+"""Of clients, in an evaluation."""
 CLIENT_BLOCK = 1 << 10
 """Coordinates of one client that are read at a time, at least: 4 KiB."""
 
@@ -160,6 +162,30 @@ def figures(round_: Round, prefix: str) -> dict[str, float]:
             sums[name] = sums.get(name, 0.0) + value
     metrics = {f"{prefix}_{name}": value for name, value in means(sums, examples).items()}
     return {**metrics, f"{prefix}_examples": float(examples)}
+
+
+def spread(round_: Round) -> dict[str, float]:
+    """How an evaluation's figures differ by client: percentiles, and the mean of the worst tenth of the clients.
+
+    In plain rounds only: masks hide single figures, and of a private round none is told.
+    """
+    if round_.terms.is_masked or round_.terms.privacy is not None:
+        return {}
+    headers = [member.header for member in reported(round_) if member.header is not None]
+    found: dict[str, float] = {}
+    for name in sorted({name for header in headers for name in header.sums}):
+        each = [means(header.sums, header.examples) for header in headers if name in header.sums]
+        label = means({name: 0.0}, 1).popitem()[0]  # `correct` is told as `accuracy`
+        values = np.sort([one[label] for one in each])
+        worst = values[: _tenth(values)] if label == "accuracy" else values[-_tenth(values) :]
+        for percent in PERCENTILES:
+            found[f"device_{label}_p{percent}"] = float(np.percentile(values, percent))
+        found[f"device_{label}_worst_decile"] = float(worst.mean())
+    return found
+
+
+def _tenth(values: npt.NDArray[np.float64]) -> int:
+    return max(1, len(values) // 10)
 
 
 def masked_figures(round_: Round, unmasked: Unmasked) -> dict[str, float]:

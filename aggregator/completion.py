@@ -188,7 +188,8 @@ class Completion:
     async def _commit_evaluation(self, round_: Round, opened: Opened) -> None:
         """The figures of an evaluation belong to the training round of the same number."""
         terms = round_.terms
-        figures = {**opened.figures, "device_reports": float(opened.reports)}
+        spread = commit.spread(round_)
+        figures = {**opened.figures, **spread, "device_reports": float(opened.reports)}
 
         def record(connection: Connection) -> None:
             rounds.add_figures(connection, terms.round_id, figures, commit.times(round_))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console import link
+from fedless.console.sinks import MLflow, Sink, TensorBoard, Traces
 from fedless.console.terminal import FleetOption, moment, print_table
 from fedless.console.why import why
 from fedless.experiments.progress import Progress
@@ -82,10 +83,26 @@ def show(run: RunId, fleet: FleetOption = None) -> None:
 
 
 @app.command()
-def watch(run: RunId, fleet: FleetOption = None) -> None:
-    """Show a run's progress until it ends."""
+def watch(
+    run: RunId,
+    fleet: FleetOption = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write event files for TensorBoard there.")
+    ] = None,
+    mlflow: Annotated[
+        str, typer.Option(metavar="URI", help="Write a run to this tracking store of MLflow.")
+    ] = "",
+    otlp: Annotated[
+        str, typer.Option(metavar="URL", help="Send a trace of each round to this collector, OTLP over HTTP.")
+    ] = "",
+) -> None:
+    """Show a run's progress until it ends; of one that has ended, write its figures where the options say."""
     with link.open_link(link.find_fleet(fleet)) as operator:
-        _follow(operator, run)
+        info = operator.run(run)
+        sinks: list[Sink] = [TensorBoard(tensorboard, run)] if tensorboard else []
+        sinks += [MLflow(mlflow, info)] if mlflow else []
+        sinks += [Traces(otlp, info)] if otlp else []
+        _follow(operator, run, sinks)
 
 
 @app.command()
@@ -171,25 +188,31 @@ def _read(path: Path, key: str) -> bytes:
         ) from error
 
 
-def _follow(operator: link.Link, run_id: str) -> None:
+def _follow(operator: link.Link, run_id: str, sinks: Sequence[Sink] = ()) -> None:
     """Prints a line for each round that ends; ends with the run, and says how that ended."""
     told: set[int] = set()
     with Progress() as progress:
         info = operator.run(run_id)
-        _tell(progress, info, told)
-        if info.state in GOING_ON:
+        going_on = info.state in GOING_ON
+        if not sinks:  # they hear a round's events before its end
+            _tell(progress, info, told)
+        if going_on or sinks:
             for event in operator.watch(run_id):
-                if not event.client_id:  # the run's or a round's own event, not one of a client
-                    _tell(progress, operator.run(run_id), told)
+                for sink in sinks:
+                    sink.heard(event)
+                if going_on and not event.client_id:  # the run's or a round's own event, not one of a client
+                    _tell(progress, operator.run(run_id), told, sinks)
         info = operator.run(run_id)
-        _tell(progress, info, told)
+        _tell(progress, info, told, sinks)
+    for sink in sinks:
+        sink.close(info)
     for line in _described(info):
         typer.echo(line)
     if info.state != "finished":
         raise typer.Exit(1)
 
 
-def _tell(progress: Progress, info: link.RunInfo, told: set[int]) -> None:
+def _tell(progress: Progress, info: link.RunInfo, told: set[int], sinks: Sequence[Sink] = ()) -> None:
     progress.rounds(info.model_version, info.rounds_wanted)
     progress.now(info.reason or info.task_name)
     # The newest round's model may still be evaluated: it is told when the next one opens, or at the end.
@@ -197,6 +220,8 @@ def _tell(progress: Progress, info: link.RunInfo, told: set[int]) -> None:
     for each in settled:
         if each.ended_at_ms and each.round_id not in told:
             told.add(each.round_id)
+            for sink in sinks:
+                sink.ended(info, each)
             examples, seconds, metrics, lost = _details(each)
             parts = [
                 f"round {each.number}/{info.rounds_wanted} {each.state}",

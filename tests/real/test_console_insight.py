@@ -97,6 +97,9 @@ def test_why_of_a_run(fleet: RunningFleet, tmp_path: Path) -> None:
     assert "title" in json.loads(command("run", "why", run, "--json", "--fleet", fleet.folder).stdout)
     assert "There is no such run." in refused("why", "absent", "--fleet", fleet.folder)
     command("run", "stop", run, "--fleet", fleet.folder)
+    watched = command("run", "watch", run, "--tensorboard", tmp_path / "board", "--fleet", fleet.folder)
+    assert "state    stopped" in watched.stdout
+    assert list((tmp_path / "board" / run).iterdir())
 
 
 def test_models_are_listed_promoted_rolled_back_and_exported(fleet: RunningFleet, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ async def test_devices_evaluate_the_new_model(world: World) -> None:
     [only] = info.rounds
     assert only.metrics["device_accuracy"] == pytest.approx(0.5)
     assert (only.metrics["device_examples"], only.metrics["device_reports"]) == (20.0, 2.0)
+    assert (only.metrics["device_accuracy_p50"], only.metrics["device_loss_p90"]) == (0.5, 2.0)
 
 
 # -- clients that are lost
