@@ -57,7 +57,7 @@ async def test_the_log_tells_the_whole_story(world: World) -> None:
         await world.report(client_id)
     await world.ended(run_id)
     log = await world.log(run_id)
-    assert log[:2] == ["run_started", "cohort_selected"]
+    assert log[:3] == ["run_started", "clients_considered", "cohort_selected"]
     assert log[-3:] == ["model_committed", "model_evaluated", "run_finished"]
     assert log.count("report_arrived") == 2
 
