@@ -93,9 +93,13 @@ class FakeClock:
     def __call__(self) -> int:
         return self.now_ms
 
-    async def sleep(self, ms: int) -> None:
+    def sleep(self, ms: int) -> Awaitable[None]:
+        """Waits from this moment on, not from when a task begins to wait for it: time may pass between."""
         done = asyncio.Event()
         self._sleepers.append((self.now_ms + ms, done))
+        return self._rise(done)
+
+    async def _rise(self, done: asyncio.Event) -> None:
         await done.wait()
 
     @property
