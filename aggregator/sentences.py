@@ -31,6 +31,7 @@ STAGES: Mapping[Stage, str] = {
 LOSSES: Mapping[Loss, str] = {
     Loss.NEVER_CHECKED_IN: "It was woken and never checked in: asleep, away, or its answer was lost.",
     Loss.NEVER_REPORTED: "It checked in, and its report was not there when the round closed: too slow, or gone.",
+    Loss.COHORT_ABANDONED: "It reported, but too few others of its cohort did, so its cohort's sum stayed closed.",
     Loss.SURPLUS: "The round had enough reports without it (over-selection); nothing is wrong with it.",
 }
 TIMES: Mapping[str, str] = {

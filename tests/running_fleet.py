@@ -25,7 +25,7 @@ from fedless.v1 import enrollment_pb2, enrollment_pb2_grpc, fleet_pb2_grpc, oper
 
 ROOT = Path(__file__).parents[1]
 FEDLESS = (sys.executable, "-c", "from fedless.console.main import main; main()")
-START_S, STOP_S = 40.0, 30.0
+START_S, STOP_S = 90.0, 30.0
 
 
 def now_ms() -> int:
@@ -88,8 +88,13 @@ class RunningFleet:
                 [*FEDLESS, "aggregator", "serve", "--fleet", str(self.folder)], cwd=ROOT, stderr=log,
                 env={**os.environ, "FEDLESS__LOG__LEVEL": "debug", **environment},
             )  # fmt: skip
-        wait_until(lambda: file.exists() or self.ended(), START_S)
-        assert file.exists(), self.log.read_text()
+        try:
+            wait_until(lambda: file.exists() or self.ended(), START_S)
+            assert file.exists(), self.log.read_text()
+        except AssertionError:
+            self.process.kill()
+            self.process.wait(STOP_S)
+            raise
         self.endpoints: dict[str, list[str]] = json.loads(file.read_text())
 
     def ended(self) -> bool:
