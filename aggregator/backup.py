@@ -78,11 +78,15 @@ def back_up(configuration: Path, target: Path, now_ms: int, *, with_keys: bool) 
     """Writes the fleet of a configuration into the new file `target` (mode 0600).
 
     Raises `LocalError` STATE_EXISTS, STATE_MISSING, STATE_CORRUPT (a blob is not what its name says), DISK_FULL or
-    CONFIG_INVALID (the database is not SQLite).
+    CONFIG_INVALID (the database is not SQLite, or blobs are not in the directory).
     """
     settings, target = load(configuration), target.absolute()
     if target.exists():
         raise LocalError(Code.STATE_EXISTS, f"{target} is there already.", fix="Choose another name.")
+    if settings.state.blobs:
+        detail = "Models and bundles are in an object store (state.blobs), which has tools of its own."
+        fix = "Copy the bucket and the rest of the directory, and the database last."
+        raise LocalError(Code.CONFIG_INVALID, detail, fix=fix)
     with _own_errors(target), tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as folder:
         copy, draft = Path(folder) / "fedless.db", Path(folder) / "backup.tar"
         schema = snapshot.take(settings.database_url, copy)

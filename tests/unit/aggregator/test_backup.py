@@ -277,3 +277,14 @@ def test_database_elsewhere_is_left_to_its_own_tools(
         backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
     assert "pg_dump" in caught.value.fix
     assert "secret" not in str(caught.value)
+
+
+def test_a_back_up_without_the_blobs_is_not_made(home: Home, tmp_path: Path) -> None:
+    """They are elsewhere: a file that looks like a back-up and lacks every model would be found out too late."""
+    text = home.configuration.read_text().replace("[fleet]", '[state]\nblobs = "s3://bucket/x"\n[fleet]', 1)
+    home.configuration.write_text(text)
+    target = tmp_path / "incomplete.tar"
+    with pytest.raises(LocalError, match="object store") as refusal:
+        backup.back_up(home.configuration, target, NOW_MS, with_keys=False)
+    assert refusal.value.code is Code.CONFIG_INVALID
+    assert not target.exists()
