@@ -161,6 +161,9 @@ def figures(round_: Round, prefix: str) -> dict[str, float]:
         for name, value in header.sums.items():
             sums[name] = sums.get(name, 0.0) + value
     metrics = {f"{prefix}_{name}": value for name, value in means(sums, examples).items()}
+    behind = [round_.terms.model_version - m.origin.model_version for m in reported(round_) if m.origin]
+    if round_.terms.late is not None:
+        metrics |= {"late_reports": float(len(behind)), "versions_behind": sum(behind) / len(headers)}
     return {**metrics, f"{prefix}_examples": float(examples)}
 
 
@@ -215,10 +218,11 @@ def beside(round_: Round, extras: Mapping[str, float]) -> Beside:
 
 def told(round_: Round) -> dict[str, float]:
     """The weighted mean of each further coordinate of a plain round."""
-    headers = [member.header for member in reported(round_) if member.header is not None]
-    examples = sum(header.examples for header in headers)
+    weighed = [(round_.weight(m), m.header) for m in reported(round_) if m.header is not None]
+    counts = sum(counted for (_, counted), _ in weighed)
     return {
-        name: sum(header.sums[name] for header in headers) / examples for name in dict(round_.terms.extras)
+        name: sum(weight * header.sums[name] / header.examples for (weight, _), header in weighed) / counts
+        for name in dict(round_.terms.extras)
     }
 
 

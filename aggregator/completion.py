@@ -124,7 +124,7 @@ class Completion:
         """The mean of a plain round with the aggregator's noise: what was there before is not kept."""
         seed = await load_seed(self._means.database, round_.terms.round_id)
         mean, clipped = await asyncio.to_thread(
-            noised_mean, noise, sum_.total, sum_.clipped, sum_.weight, steps=sum_.steps, seed=seed
+            noised_mean, noise, sum_.total, sum_.clipped, round(sum_.weight), steps=sum_.steps, seed=seed
         )
         return Opened(
             MeanSum(mean), figures(noise, clipped), PLAIN, {"aggregate": adding_ms}, {}, round_.state.reported

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,29 +20,30 @@ from sqlalchemy import Connection
 
 from aggregator import events as e
 from aggregator.interfaces import Clock, Sleep
+from aggregator.late import ticket_terms
 from aggregator.live import (
+    NOT_NOW,
     Live,
     MaskedRounds,
+    check_again,
     log_step,
     own_faults_as_refusals,
     range_limit,
     refusal_in,
+    ring,
     tell_failure,
     while_open,
 )
 from aggregator.members import ENDED, OPEN, Stage, Terms
 from aggregator.round import Round
+from aggregator.store import late, steps
 from aggregator.store import rounds as store
-from aggregator.store import steps
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
 from aggregator.uploads import FloatSum, RingSum, Spool
-from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import CheckIn, InvocationMetrics, Mode, NotNow, Offer, ReportHeader
 
-TIMER_SLICE_MS = 60_000
-STEP_RETRY_MS = 5_000
-NOT_NOW = frozenset({Code.ROUND_CLOSED, Code.ALREADY_REPORTED})
 # a repeated wake-up ends, the first one goes on; an interrupted training goes on with the next one
 STILL_THERE = frozenset({"reported", Code.DUPLICATE.value, Code.UNFINISHED.value})
 FOLLOW_UPS_MAX = 1000  # so often a client is woken again in one round to go on with its training
@@ -84,12 +86,12 @@ class Coordinator:
         Raises `PeerError` UNKNOWN_ROUND, NOT_IN_COHORT, TICKET_FOREIGN, NOT_FINITE, OUT_OF_RANGE, DISK_FULL.
         """
         with own_faults_as_refusals():
-            live = await self._find(request.round_id)
+            live = await self._part(request.round_id, client_id)
             refusal = refusal_in(await self._tell(live, e.ClientCheckedIn(client_id, request.nonce)))
             if refusal is None:
-                return await self._offer(live.round.terms, client_id, request.mark)
+                return await self._offer(live.round, client_id, request.mark)
         if refusal.code in NOT_NOW:
-            return NotNow(refusal.code.value, 0)
+            return NotNow(refusal.code.value, NOT_NOW[refusal.code])
         raise refusal
 
     async def begin_report(self, client_id: str, header: ReportHeader) -> tuple[int, bool]:
@@ -101,12 +103,12 @@ class Coordinator:
         OUT_OF_RANGE, NOT_FINITE, WRONG_DIGEST, DISK_FULL.
         """
         with own_faults_as_refusals():
-            live = await self._find(header.round_id)
+            live = await self._part(header.round_id, client_id)
             await self._check_head(live, client_id, header)
             effects = await self._ask(live, e.ReportAnnounced(client_id, header))
             if any(isinstance(effect, e.Confirm) for effect in effects):
                 return header.length_bytes, True
-            offset = self._spool.offset(header.round_id, client_id)
+            offset = self._spool.offset(live.round.terms.round_id, client_id)
             if offset < header.length_bytes:
                 return offset, False
             await self._arrive(live, client_id, header)
@@ -120,7 +122,7 @@ class Coordinator:
         Raises `PeerError` as `begin_report`, and WRONG_OFFSET, WRONG_LENGTH, WRONG_DIGEST, BUSY.
         """
         with own_faults_as_refusals():
-            live = await self._find(round_id)
+            live = await self._part(round_id, client_id)
             for effect in await self._ask(live, e.UploadBegan(client_id)):
                 if isinstance(effect, e.TakeUpload):
                     await self._take(live, client_id, effect.header, offset, chunks)
@@ -131,7 +133,7 @@ class Coordinator:
         Raises `PeerError` UNKNOWN_ROUND, NOT_IN_COHORT, DISK_FULL.
         """
         with own_faults_as_refusals():
-            live = await self._find(metrics.round_id)
+            live = await self._part(metrics.round_id, client_id)
             now, terms = self._clock(), live.round.terms
             known = await self._database.run(
                 lambda c: steps.keep_invocation(c, terms, client_id, metrics, now)
@@ -147,10 +149,12 @@ class Coordinator:
         member = live.round.state.members[client_id]
         live.follow_ups[client_id] = times = live.follow_ups.get(client_id, 0) + 1
         if live.round.phase in OPEN and member.is_outstanding and times <= FOLLOW_UPS_MAX:
-            self._spawn(live, self._tickets.wake(live.round.terms, client_id, member.nonce))
+            terms = ticket_terms(live.round.terms, member)
+            self._spawn(live, self._tickets.wake(terms, client_id, member.nonce))
 
-    async def _offer(self, terms: Terms, client_id: str, mark: bytes) -> Offer:
-        offer = await self._tickets.offer(terms)
+    async def _offer(self, round_: Round, client_id: str, mark: bytes) -> Offer:
+        terms = round_.terms
+        offer = await self._tickets.offer(ticket_terms(terms, round_.state.members[client_id]))
         masked = self._masked.get(terms.mode)
         return (
             offer if masked is None else replace(offer, round_open=await masked.offer(terms, client_id, mark))
@@ -174,10 +178,11 @@ class Coordinator:
 
         `record` writes more of the round in the same transaction.
         """
-        event = e.CohortSelected({client_id: self._tickets.nonce() for client_id in cohort})
+        nonces = {client_id: self._tickets.nonce() for client_id in cohort}
 
         def work(connection: Connection) -> tuple[Round, list[e.Effect]]:
             round_ = Round(replace(terms, round_id=store.next_id(connection, terms.opened_at_ms)))
+            event = e.CohortSelected(nonces, late.take_over(connection, round_.terms, terms.opened_at_ms))
             effects = round_.handle(event, terms.opened_at_ms)
             steps.open_round(connection, round_, event, terms.opened_at_ms)
             if record is not None:
@@ -293,12 +298,15 @@ class Coordinator:
         for effect in effects:
             match effect:
                 case e.Wake(client_id):
-                    nonce = live.round.state.members[client_id].nonce
-                    self._spawn(live, self._tickets.wake(terms, client_id, nonce))
+                    member = live.round.state.members[client_id]
+                    self._spawn(
+                        live, self._tickets.wake(ticket_terms(terms, member), client_id, member.nonce)
+                    )
                 case e.SetTimer(at_ms, event):
-                    self._spawn(live, self._timer(live, at_ms, event))
-                case e.AddReport(client_id, weight):
-                    await self._add(live, client_id, weight)
+                    tell = partial(self._tell, live, event)
+                    self._spawn(live, ring(terms.round_id, at_ms, tell, self._clock, self._sleep))
+                case e.AddReport(client_id, weight, counts):
+                    await self._add(live, client_id, weight, counts)
                 case e.DropUpload(client_id):
                     await self._spool.erase(terms.round_id, client_id)
                 case e.OpenSum() | e.CommitModel():
@@ -308,23 +316,11 @@ class Coordinator:
                 case e.Admit() | e.TakeUpload() | e.Confirm() | e.Refuse():
                     pass  # answers, which the caller gives
 
-    async def _timer(self, live: Live, at_ms: int, event: e.GraceEnded | e.DeadlinePassed) -> None:
-        while (left := at_ms - self._clock()) > 0:  # in slices: the clock may be set meanwhile
-            await self._sleep(min(left, TIMER_SLICE_MS))
-        while True:
-            try:
-                await self._tell(live, event)
-            except LocalError as error:  # a full disk: the round waits for space
-                log.warning("step_failed", round=live.round.terms.round_id, code=error.code.value)
-                await self._sleep(STEP_RETRY_MS)
-            else:
-                return
-
-    async def _add(self, live: Live, client_id: str, weight: int) -> None:
+    async def _add(self, live: Live, client_id: str, weight: float, counts: float) -> None:
         began = time.monotonic()
         if live.round.terms.report_bytes:
             file = self._spool.file(live.round.terms.round_id, client_id)
-            await asyncio.to_thread(live.sum_of(client_id).add, file, weight)
+            await asyncio.to_thread(live.sum_of(client_id).add, file, weight, counts)
         live.added.add(client_id)
         live.adding_ms += (time.monotonic() - began) * 1000
 
@@ -332,16 +328,9 @@ class Coordinator:
         live.sums, live.added = [], set()
         terms = live.round.terms
         for client_id in sorted(accepted):
-            header = live.round.state.members[client_id].header
-            if header is None:
-                raise AssertionError  # it was counted with its header
-            if terms.report_bytes:
-                try:
-                    await self._spool.check(terms.round_id, client_id, header.sha256, range_limit(terms))
-                except (OSError, PeerError) as error:
-                    detail = f"The accepted report of {client_id} in round {terms.round_id} is damaged."
-                    raise LocalError(Code.STATE_CORRUPT, detail) from error
-            await self._add(live, client_id, header.examples)
+            member = live.round.state.members[client_id]
+            await check_again(self._spool, terms, member)
+            await self._add(live, client_id, *live.round.weight(member))
 
     async def _end(self, live: Live) -> None:
         round_id = live.round.terms.round_id
@@ -363,8 +352,8 @@ class Coordinator:
     async def _take(
         self, live: Live, client_id: str, header: ReportHeader, offset: int, chunks: AsyncIterator[bytes]
     ) -> None:
-        round_id, length = header.round_id, header.length_bytes
-        await self._spool.receive(round_id, client_id, offset, length, while_open(live, chunks))
+        round_id, length = live.round.terms.round_id, header.length_bytes
+        await self._spool.receive(round_id, client_id, offset, length, while_open(live, client_id, chunks))
         await self._arrive(live, client_id, header)
 
     async def _arrive(self, live: Live, client_id: str, header: ReportHeader) -> None:
@@ -372,13 +361,23 @@ class Coordinator:
         try:
             if header.length_bytes:
                 limit = range_limit(live.round.terms)
-                await self._spool.check(header.round_id, client_id, header.sha256, limit)
+                round_id = live.round.terms.round_id
+                await self._spool.check(round_id, client_id, header.sha256, limit)
         except PeerError as error:
             await self._tell(live, e.ReportSpoiled(client_id, error.code))
             raise
         await self._ask(live, e.ReportArrived(client_id))
 
     # -- rounds in memory
+
+    async def _part(self, round_id: int, client_id: str) -> Live:
+        """The round in which a client's ticket of this round counts: a later one, if it was late for this."""
+        live = await self._find(round_id)
+        member = live.round.state.members.get(client_id)
+        if member is None or member.stage is not Stage.LATE:
+            return live
+        now_in = await self._database.run(lambda c: late.where_now(c, round_id, client_id))
+        return await self._find(now_in) if now_in else live
 
     async def _find(self, round_id: int) -> Live:
         """The round, from the database after a restart; an ended one is not kept in memory."""

@@ -30,9 +30,10 @@ from aggregator.members import Phase, Terms
 from aggregator.selection import LOOK_BACK, SELECTIONS
 from aggregator.selection.draw import Draw
 from aggregator.selection.uniform import uniform
-from aggregator.store import history, masks, measured, participation, rounds, runs
+from aggregator.store import history, late, masks, measured, participation, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.tasks import TaskSettings
+from aggregator.wanted import Wanted, wanted
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import Kind
@@ -106,27 +107,27 @@ class Driver:
 
     async def _open_training(self) -> int | None:
         """Opens the next round; None if the run ended, or was paused, while it waited for clients."""
-        cohort = self._settings.cohort
-        candidates = await self._enough_candidates()
-        if candidates is None:
+        found = await self._enough_candidates()
+        if found is None:
             return None
-        goal = cohort.goal(len(candidates))
+        candidates, want, busy = found
         model, number = await self._store(lambda c: self._begin(c, len(candidates)))
         terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
         terms = replace(
             terms,
-            goal=goal,
-            minimum=cohort.minimum(goal),
+            goal=want.goal,
+            minimum=want.minimum,
             parameters=self._task.parameters,
             vectors=self._task.rule.vectors,
             extras=tuple(self._strategy.extras(self._task.rule, self._task.max_examples).items()),
-            population=len(candidates),
-            privacy=None if self._ledger is None else (await self._ledger.noise()).sized(goal),
+            privacy=None if self._ledger is None else (await self._ledger.noise()).sized(want.goal),
+            population=len(candidates) + busy,
+            late=self._strategy.late,
         )
         if self._masked is not None:
             return await self._open_masked(self._masked, terms, model, candidates)
         choose = await self._choice(terms, candidates)
-        chosen = choose(cohort.selected(goal), self._means.random(32))
+        chosen = choose(want.wake, self._means.random(32))
         return await self._open(terms, chosen)
 
     async def _choice(self, terms: Terms, candidates: Sequence[ClientRecord]) -> Choose:
@@ -217,21 +218,24 @@ class Driver:
             update_limit=self._settings.client.update_limit,
         )
 
-    async def _enough_candidates(self) -> list[ClientRecord] | None:
-        """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`."""
+    async def _enough_candidates(self) -> tuple[list[ClientRecord], Wanted, int] | None:
+        """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`. Who is still at work
+        on an older model is not among them, but counted.
+        """  # noqa: D205
         cohort, since, said = self._settings.cohort, self._means.clock(), ""
         while True:
-            everybody = await self._candidates()
+            busy = await self._store(lambda c: late.at_work(c, self._run.run_id, self._strategy.late))
+            everybody = [record for record in await self._candidates() if record.client_id not in busy]
             candidates, spent = await self._affordable(everybody)
-            needed = self._needed(len(candidates))
-            if len(candidates) >= needed:
+            want = self._wanted(len(candidates), len(busy))
+            if len(candidates) >= want.at_hand:
                 if said:
                     await self._say("")
-                return candidates
-            if spent and len(everybody) >= self._needed(len(everybody)):
+                return candidates, want, len(busy)
+            if spent and len(everybody) >= self._wanted(len(everybody), len(busy)).at_hand:
                 await self._end(RunState.FINISHED, spent)
                 return None
-            now = f"{len(candidates)} clients eligible, at least {needed} needed"
+            now = f"{len(candidates)} clients eligible, at least {want.at_hand} needed"
             if await self._store(lambda c: runs.state(c, self._run.run_id)) is not RunState.RUNNING:
                 return None
             if self._means.clock() - since >= 1000 * cohort.wait_s:
@@ -257,10 +261,9 @@ class Driver:
         history.note(connection, run_id, "clients_considered", now, **told)
         return model, number
 
-    def _needed(self, eligible: int) -> int:
-        cohort = self._settings.cohort
-        needed = cohort.minimum(cohort.goal(eligible))
-        return needed if self._masked is None else max(needed, self._settings.secagg.minimum)
+    def _wanted(self, eligible: int, busy: int) -> Wanted:
+        least = 0 if self._masked is None else self._settings.secagg.minimum
+        return wanted(self._settings.cohort, self._strategy, eligible, busy, least)
 
     async def _affordable(self, candidates: list[ClientRecord]) -> tuple[list[ClientRecord], str]:
         """Who may take part in one more round as far as privacy goes, and why not all."""

@@ -7,17 +7,19 @@ performed again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from aggregator.members import Member
 from fedless.protocol.errors import Code
 from fedless.protocol.messages import ReportHeader
 
 
 @dataclass(frozen=True)
 class CohortSelected:
-    """The clients of this round, each with the nonce (16 bytes) of its ticket."""
+    """The clients of this round, each with the nonce (16 bytes) of its ticket; and who comes over from the last one."""
 
     nonces: Mapping[str, bytes]
+    late: Mapping[str, Member] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,11 @@ class Refuse:
 
 @dataclass(frozen=True)
 class AddReport:
-    """Add the client's spooled report to the running sum, times this weight."""
+    """Add the client's spooled report to the running sum, times this weight; it counts as so much in the mean."""
 
     client_id: str
-    weight: int
+    weight: float
+    counts: float
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ def always(_state: State, _event: e.Event) -> bool:
 
 def cohort_too_small(state: State, event: e.CohortSelected) -> bool:
     """Fewer clients than the minimum of reports."""
-    return len(event.nonces) < state.terms.minimum
+    late = len(event.late) if state.terms.late is not None and state.terms.late.counts else 0
+    return len(event.nonces) + late < state.terms.minimum
 
 
 def completes(state: State, event: e.ReportArrived) -> bool:
     """With this report the goal is reached, or the minimum while nobody else is outstanding."""
-    return state.reported + 1 >= state.goal or (
+    return state.reported + state.matters(state.members[event.client_id]) >= state.goal or (
         state.counting_with(event.client_id) >= state.terms.minimum
         and _others_outstanding(state, event.client_id) == 0
     )
@@ -57,14 +58,16 @@ def grace_end(state: State, now: int) -> int:
     """When the grace time ends: `grace` times the median time to a report, at most the deadline."""
     opened = state.terms.opened_at_ms
     times = [
-        member.settled_at_ms - opened for member in state.members.values() if member.stage is Stage.REPORTED
+        member.settled_at_ms - opened
+        for member in state.members.values()
+        if member.stage is Stage.REPORTED and state.matters(member)
     ]
     grace_ms = max(math.ceil(state.terms.grace * median(times)), GRACE_MS_MIN)
     return min(now + grace_ms, state.terms.deadline_at_ms)
 
 
 def _others_outstanding(state: State, client_id: str) -> int:
-    return state.outstanding - state.members[client_id].is_outstanding
+    return state.outstanding - state.is_waited_for(state.members[client_id])
 
 
 # -- about the client
@@ -93,6 +96,11 @@ def already_counted(state: State, event: e.ClientEvent) -> bool:
 def already_settled(state: State, event: e.ClientEvent) -> bool:
     """The client has reported or is lost."""
     return not state.members[event.client_id].is_outstanding
+
+
+def between_rounds(state: State, event: e.ClientEvent) -> bool:
+    """The round is over, and the next one, which may count this client, is not open yet."""
+    return state.members[event.client_id].stage is Stage.LATE
 
 
 def closed_uncounted(state: State, event: e.ClientEvent) -> bool:
@@ -172,6 +180,7 @@ DETAILS: Mapping[Code, Callable[[State, Any], str]] = {
     Code.TICKET_FOREIGN: lambda s, _: (
         f"The nonce is not that of this client's ticket for round {s.terms.round_id}."
     ),
+    Code.BUSY: lambda s, _: f"Round {s.terms.round_id} is {s.phase}; the next one will be open in a moment.",
     Code.ROUND_CLOSED: lambda s, _: f"Round {s.terms.round_id} is {s.phase}.",
     Code.CONFLICTING_REPEAT: lambda _s, _e: "The first report that was announced in a round is the only one.",
     Code.WRONG_ENCODING: lambda s, ev: f"Expected {s.terms.encoding.name}, found {ev.header.encoding.name}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,15 +11,22 @@ from typing import Protocol
 import structlog
 
 from aggregator import events as e
-from aggregator.members import OPEN, Terms
+from aggregator.interfaces import Clock, Sleep
+from aggregator.members import OPEN, Member, Stage, Terms
 from aggregator.privacy import Place, steps_per_unit
 from aggregator.round import Round
 from aggregator.store import steps
-from aggregator.uploads import DISK_RETRY_MS, ClippedSum, FloatSum, RingSum
+from aggregator.uploads import DISK_RETRY_MS, ClippedSum, FloatSum, RingSum, Spool
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import ReportHeader
 
 log = structlog.get_logger()
+TIMER_SLICE_MS = 60_000
+STEP_RETRY_MS = 5_000
+BETWEEN_ROUNDS_MS = 1_000
+"""A late client comes again after this, if its round is closed and the next one is not open yet."""
+NOT_NOW = {Code.ROUND_CLOSED: 0, Code.ALREADY_REPORTED: 0, Code.BUSY: BETWEEN_ROUNDS_MS}
+"""Refusals of a check-in that are no fault, and after how many ms to come again; 0: not in this round."""
 
 
 class MaskedRounds(Protocol):
@@ -79,6 +86,18 @@ PASSING = {Code.DISK_FULL: "disk space", Code.STORE_UNREACHABLE: "the database o
 """Troubles of this machine that end by themselves or by its operator: what a run waits for."""
 
 
+async def check_again(spool: Spool, terms: Terms, member: Member) -> None:
+    """An accepted report's file, after a restart; raises `LocalError` STATE_CORRUPT if it is not what was accepted."""
+    if member.header is None:
+        raise AssertionError  # it was counted with its header
+    if terms.report_bytes:
+        try:
+            await spool.check(terms.round_id, member.client_id, member.header.sha256, range_limit(terms))
+        except (OSError, PeerError) as error:
+            detail = f"The accepted report of {member.client_id} in round {terms.round_id} is damaged."
+            raise LocalError(Code.STATE_CORRUPT, detail) from error
+
+
 @contextmanager
 def own_faults_as_refusals() -> Iterator[None]:
     """Our full disk or absent database is no fault of the client's, but it must hear of it, and come again."""
@@ -91,19 +110,41 @@ def own_faults_as_refusals() -> Iterator[None]:
         raise PeerError(error.code, detail, retry_after_ms=DISK_RETRY_MS) from error
 
 
-async def while_open(live: Live, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks, until the round takes no more."""
+async def while_open(live: Live, client_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, until the round takes no more; who may be counted in the next one comes again with all of them."""
     async for chunk in chunks:
         if live.round.phase not in OPEN:
+            if live.round.state.members[client_id].stage is Stage.LATE:
+                detail = (
+                    f"Round {live.round.terms.round_id} is closed; the next one will be open in a moment."
+                )
+                raise PeerError(Code.BUSY, detail, retry_after_ms=BETWEEN_ROUNDS_MS)
             raise PeerError(Code.ROUND_CLOSED, f"Round {live.round.terms.round_id} is {live.round.phase}.")
         yield chunk
+
+
+async def ring(
+    round_id: int, at_ms: int, tell: Callable[[], Awaitable[object]], clock: Clock, sleep: Sleep
+) -> None:
+    """Tells a round at this moment (Unix ms) what its timer was set for; again until it is recorded."""
+    while (left := at_ms - clock()) > 0:  # in slices: the clock may be set meanwhile
+        await sleep(min(left, TIMER_SLICE_MS))
+    while True:
+        try:
+            await tell()
+        except LocalError as error:  # a full disk: the round waits for space
+            log.warning("step_failed", round=round_id, code=error.code.value)
+            await sleep(STEP_RETRY_MS)
+        else:
+            return
 
 
 def refusal_in(effects: Sequence[e.Effect]) -> PeerError | None:
     """The refusal among the effects of a step."""
     for effect in effects:
         if isinstance(effect, e.Refuse):
-            return PeerError(effect.code, effect.detail)
+            again_ms = BETWEEN_ROUNDS_MS if effect.code is Code.BUSY else None
+            return PeerError(effect.code, effect.detail, retry_after_ms=again_ms)
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from aggregator.privacy import Noise
+from aggregator.staleness import Late
 from fedless.protocol.messages import Encoding, Kind, Mode, ReportHeader
 
 
@@ -34,6 +35,7 @@ class Stage(StrEnum):
     CHECKED_IN = "checked_in"
     ANNOUNCED = "announced"
     REPORTED = "reported"
+    LATE = "late"  # still at work when the round closed; a later round may count it
     LOST = "lost"
 
 
@@ -43,6 +45,7 @@ class Loss(StrEnum):
     NEVER_CHECKED_IN = "never_checked_in"
     NEVER_REPORTED = "never_reported"
     SURPLUS = "surplus"  # the round had enough reports without it
+    TOO_LATE = "too_late"  # no later round takes it: its model is too old, or its ticket has ended
     COHORT_ABANDONED = "cohort_abandoned"  # it reported, but too few others of its cohort did
 
 
@@ -64,8 +67,8 @@ class Terms:
     evaluation; `max_examples` bounds what one client counts; no coordinate of an update may exceed
     `update_limit` in magnitude. `extra_words` are the coordinates of a masked report beside the parameters.
     An update has `vectors` times P coordinates, and beside it `extras`: names, and the most that each may be of one
-    client. `population` is how many clients could have been asked.
-    `privacy` is the noise of a training round under differential privacy.
+    client. `population` is how many clients could have been asked. `privacy` is the noise of a training round under
+    differential privacy. `late` says how reports on older models are taken; None: not at all.
     `cohorts` is how a round in pairwise mode is split, with a sum for each (empty: one sum for all); only reports of
     cohorts that can be opened count for `minimum`, and none if these are fewer than `least_cohorts`.
     """
@@ -92,11 +95,19 @@ class Terms:
     privacy: Noise | None = None
     cohorts: tuple[Cohort, ...] = ()
     least_cohorts: int = 1
+    late: Late | None = None
 
     @property
     def sums(self) -> int:
         """How many sums the round has."""
         return max(1, len(self.cohorts))
+
+    @property
+    def until_ms(self) -> int:
+        """Until when its tickets are good (Unix ms): longer than the round, where late reports are added to others."""
+        if self.late is None or self.late.counts:
+            return self.deadline_at_ms
+        return self.deadline_at_ms + self.late.tolerance * (self.deadline_at_ms - self.opened_at_ms)
 
     @property
     def report_bytes(self) -> int:
@@ -115,8 +126,17 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The ticket of a member that an earlier round had: that round, its model's version, and its end (Unix ms)."""
+
+    round_id: int
+    model_version: int
+    until_ms: int
+
+
+@dataclass(frozen=True)
 class Member:
-    """One client of the cohort; 0 in a time and "" in `loss` mean "not (yet)"."""
+    """One client of the cohort; 0 in a time and "" in `loss` mean "not (yet)". `origin` is None in its own round."""
 
     client_id: str
     nonce: bytes
@@ -125,15 +145,19 @@ class Member:
     settled_at_ms: int = 0
     loss: str = ""
     header: ReportHeader | None = None
+    origin: Origin | None = None
 
     @property
     def is_outstanding(self) -> bool:
-        """Whether a report may still be hoped for."""
-        return self.stage not in {Stage.REPORTED, Stage.LOST}
+        """Whether a report may still be hoped for in this round."""
+        return self.stage not in {Stage.REPORTED, Stage.LATE, Stage.LOST}
 
 
 class State:
-    """A round's state; changed by `round.py` only. Counts are kept, since cohorts may be large."""
+    """A round's state; changed by `round.py` only. Counts are kept, since cohorts may be large.
+
+    `size`, `reported` and `outstanding` are of the members that count towards goal and minimum.
+    """
 
     def __init__(
         self, terms: Terms, phase: Phase, reason: str, grace_until_ms: int, members: dict[str, Member]
@@ -146,6 +170,7 @@ class State:
         self._cohort_of = {client: at for at, cohort in enumerate(terms.cohorts) for client in cohort.clients}
         self._reported = [0] * terms.sums
         self._outstanding = [0] * terms.sums
+        self.size = 0
         for member in members.values():
             self.put(member)
 
@@ -170,11 +195,12 @@ class State:
 
     def counting_with(self, client_id: str = "") -> int:
         """Reports of cohorts that can be opened; with one more of this client."""
-        return self._openable(self._with(self._reported, client_id, 1))
+        more = self.matters(self._members[client_id]) if client_id else 0
+        return self._openable(self._with(self._reported, client_id, more))
 
     def reachable_without(self, client_id: str) -> int:
         """What `counting_with` can come to if this client gives up."""
-        hoped = self._with(self._outstanding, client_id, -self._members[client_id].is_outstanding)
+        hoped = self._with(self._outstanding, client_id, -self.is_waited_for(self._members[client_id]))
         return self._openable([have + more for have, more in zip(self._reported, hoped, strict=True)])
 
     def has_enough(self, cohort: int) -> bool:
@@ -198,13 +224,27 @@ class State:
     @property
     def goal(self) -> int:
         """How many reports close the round."""
-        return min(self.terms.goal, len(self._members))
+        return min(self.terms.goal, self.size)
+
+    def is_waited_for(self, member: Member) -> bool:
+        """Whether the round waits for this member's report: not for a late one's that is only added to the others."""
+        return member.is_outstanding and self.matters(member)
 
     def put(self, member: Member) -> None:
         """Adds or replaces a member."""
         old = self._members.get(member.client_id)
-        at = self.cohort_of(member.client_id)
-        was_in = old is not None and old.stage is Stage.REPORTED
-        self._reported[at] += (member.stage is Stage.REPORTED) - was_in
-        self._outstanding[at] += member.is_outstanding - (old is not None and old.is_outstanding)
+        if old is not None:
+            self._count(old, -1)
+        self._count(member, 1)
         self._members[member.client_id] = member
+
+    def _count(self, member: Member, step: int) -> None:
+        if self.matters(member):
+            at = self.cohort_of(member.client_id)
+            self.size += step
+            self._reported[at] += step * (member.stage is Stage.REPORTED)
+            self._outstanding[at] += step * member.is_outstanding
+
+    def matters(self, member: Member) -> bool:
+        """Whether the member counts towards goal and minimum."""
+        return member.origin is None or (self.terms.late is not None and self.terms.late.counts)

@@ -15,6 +15,7 @@ from typing import Any
 from aggregator import events as e
 from aggregator import guards as g
 from aggregator.members import OPEN, Loss, Member, Phase, Stage, State, Terms
+from aggregator.staleness import factor
 from fedless.protocol.errors import Code
 
 
@@ -81,6 +82,15 @@ class Round:
             timers.append(e.SetTimer(state.grace_until_ms, e.GraceEnded()))
         return [*(e.Wake(client_id) for client_id in sleeping), *timers]
 
+    def weight(self, member: Member) -> tuple[float, float]:
+        """What a counted report's update is multiplied by, and what it adds to the sum of weights."""
+        examples = 0 if member.header is None else member.header.examples
+        late = self.terms.late
+        if late is None or member.origin is None:
+            return examples, examples
+        weight = examples * factor(late, self.terms.model_version, member.origin.model_version)
+        return weight, weight if late.renormalised else examples
+
     def put(self, member: Member) -> None:
         """Replaces a member's state."""
         self.state.put(member)
@@ -90,7 +100,7 @@ class Round:
         state = self.state
         state.phase = phase
         if phase in {Phase.COMMITTING, Phase.UNMASKING, Phase.ABANDONED}:
-            self._lose_the_rest(now)
+            self._lose_the_rest(now, may_come_later=not isinstance(event, e.RoundStopped))
         if phase is Phase.UNMASKING:
             return [e.OpenSum()]
         if phase is Phase.COMMITTING:
@@ -101,10 +111,12 @@ class Round:
             return [e.Erase()]
         return []
 
-    def _lose_the_rest(self, now: int) -> None:
+    def _lose_the_rest(self, now: int, *, may_come_later: bool) -> None:
         enough = self.state.reported >= self.state.goal
         for member in list(self.state.members.values()):
-            if member.is_outstanding:
+            if member.is_outstanding and may_come_later and self.terms.late is not None:
+                self.put(replace(member, stage=Stage.LATE, settled_at_ms=now))
+            elif member.is_outstanding:
                 slow = Loss.NEVER_CHECKED_IN if member.stage is Stage.SELECTED else Loss.NEVER_REPORTED
                 loss = Loss.SURPLUS if enough else slow
                 self.put(replace(member, stage=Stage.LOST, loss=loss, settled_at_ms=now))
@@ -114,16 +126,18 @@ class Round:
 
 
 def select(round_: Round, event: e.CohortSelected, _now: int) -> list[e.Effect]:
-    """Writes down the cohort."""
+    """Writes down the cohort, and who comes over from the last round."""
     for client_id, nonce in event.nonces.items():
         round_.put(Member(client_id, nonce))
+    for member in event.late.values():
+        round_.put(member)
     return []
 
 
 def select_and_wake(round_: Round, event: e.CohortSelected, now: int) -> list[e.Effect]:
-    """Wakes everybody of the cohort and sets the deadline's timer."""
+    """Wakes everybody of the cohort (a late client again, if it did not come yet), and sets the deadline's timer."""
     select(round_, event, now)
-    wakes = [e.Wake(client_id) for client_id in event.nonces]
+    wakes = [e.Wake(m.client_id) for m in round_.state.members.values() if m.stage is Stage.SELECTED]
     return [*wakes, e.SetTimer(round_.terms.deadline_at_ms, e.DeadlinePassed())]
 
 
@@ -157,10 +171,8 @@ def confirm(
 def count(round_: Round, event: e.ReportArrived, now: int) -> list[e.Effect]:
     """Counts the report."""
     member = round_.state.members[event.client_id]
-    if member.header is None:
-        raise AssertionError  # `nothing_announced` refused it
     round_.put(replace(member, stage=Stage.REPORTED, loss="", settled_at_ms=now))
-    return [e.AddReport(event.client_id, member.header.examples), e.Confirm(event.client_id)]
+    return [e.AddReport(event.client_id, *round_.weight(member)), e.Confirm(event.client_id)]
 
 
 def count_and_wait(round_: Round, event: e.ReportArrived, now: int) -> list[e.Effect]:
@@ -211,7 +223,7 @@ def why_abandoned(state: State, event: e.Event) -> str:
     if isinstance(event, e.RoundStopped):
         return event.reason
     if isinstance(event, e.CohortSelected):
-        found = len(state.members)
+        found = state.size
         return f"{Code.TOO_FEW.value}: {found} clients selected, at least {state.terms.minimum} needed"
     when = "at the deadline" if isinstance(event, e.DeadlinePassed) else "and not enough others left"
     where, count = "", len(state.terms.cohorts)
@@ -230,6 +242,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.not_in_cohort, Code.NOT_IN_COHORT),
         (g.foreign_nonce, Code.TICKET_FOREIGN),
         (g.already_counted, Code.ALREADY_REPORTED),
+        (g.between_rounds, Code.BUSY),
         (g.closed, Code.ROUND_CLOSED),
         (g.not_finite_before, Code.NOT_FINITE),
         (g.out_of_range_before, Code.OUT_OF_RANGE),
@@ -239,6 +252,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.differs_from_announced, Code.CONFLICTING_REPEAT),
         (g.not_finite_before, Code.NOT_FINITE),
         (g.out_of_range_before, Code.OUT_OF_RANGE),
+        (g.between_rounds, Code.BUSY),
         (g.closed_uncounted, Code.ROUND_CLOSED),
         (g.never_checked_in, Code.WRONG_STATE),
         (g.wrong_encoding, Code.WRONG_ENCODING),
@@ -252,6 +266,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.nothing_announced, Code.WRONG_STATE),
         (g.not_finite_before, Code.NOT_FINITE),
         (g.out_of_range_before, Code.OUT_OF_RANGE),
+        (g.between_rounds, Code.BUSY),
         (g.closed_uncounted, Code.ROUND_CLOSED),
     ),
     e.ReportArrived: (
@@ -259,6 +274,7 @@ REFUSALS: Mapping[type, tuple[tuple[Callable[[State, Any], bool], Code], ...]] =
         (g.nothing_announced, Code.WRONG_STATE),
         (g.not_finite_before, Code.NOT_FINITE),
         (g.out_of_range_before, Code.OUT_OF_RANGE),
+        (g.between_rounds, Code.BUSY),
         (g.closed_uncounted, Code.ROUND_CLOSED),
     ),
     e.HeadRefused: ((g.not_in_cohort, Code.NOT_IN_COHORT),),

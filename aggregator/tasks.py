@@ -145,6 +145,9 @@ class StrategyOptions(_Section):
     norm: float | None = Field(None, gt=0.0, le=1e30)
     q: float | None = Field(None, gt=0.0, le=100.0)
     limit: float | None = Field(None, gt=0.0, le=1e6)
+    buffer: int | None = Field(None, ge=1, le=100_000)
+    ratio: float | None = Field(None, gt=0.0, le=1.0)
+    tolerance: int | None = Field(None, ge=0, le=100_000)
 
     def given(self) -> dict[str, float]:
         """The options that the task file names."""
@@ -274,6 +277,12 @@ class TaskSettings(_Section):
                 f"secagg.cohort_size: {self.strategy} needs {strategy.least_cohorts} cohorts at least; "
                 f"{self.cohort.size} clients make {len(sizes)}"
             )
+        if strategy.late is not None and strategy.late.counts and self.cohort.size:
+            wanted = strategy.closes_at(self.cohort.size)
+            if self.cohort.minimum_reports > wanted:
+                problems.append(
+                    f"cohort.minimum_reports: {self.strategy} makes a model of {wanted} reports, found more"
+                )
         minimum, least = self.cohort.minimum(self.cohort.goal(0)), strategy.least_reports
         if minimum < least:
             problems.append(
@@ -305,6 +314,8 @@ class TaskSettings(_Section):
         rule, why = strategy.client(self.client.rule()), ""
         if rule.vectors > 1 or strategy.extras(rule, 1):
             why = "what it reports beside the update would have no noise"
+        elif strategy.late is not None:
+            why = "the ledger charges a round's own cohort, and it counts reports of earlier ones"
         elif place is not Place.LOCAL and hidden(strategy):
             why = "noise is for the sum, and it looks at single updates"
         return [f"strategy {self.strategy} with [privacy]: {why}"] if why else []

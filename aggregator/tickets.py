@@ -77,7 +77,7 @@ class Tickets:
     async def offer(self, terms: Terms) -> Offer:
         """What a client that checks in is told."""
         run = await self._database.run(lambda c: runs.load(c, terms.run_id))
-        return Offer(run.task, terms.deadline_at_ms, terms.encoding, terms.report_bytes, self._clock())
+        return Offer(run.task, terms.until_ms, terms.encoding, terms.report_bytes, self._clock())
 
     async def announce(self, run_id: str, model: ModelRecord) -> None:
         """Tells everybody of the run's newest model; a broker that is away costs nothing but the news."""
@@ -133,7 +133,7 @@ class Tickets:
             model_version=terms.model_version,
             model_digest=model.digest,
             endpoints=self.endpoints,
-            not_after_ms=terms.deadline_at_ms,
+            not_after_ms=terms.until_ms,
             nonce=nonce,
             control_digest=model.control(terms.kind),
         )

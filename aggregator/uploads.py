@@ -40,17 +40,17 @@ class FloatSum:
 
     def __init__(self, parameters: int) -> None:
         self.total: npt.NDArray[np.float64] = np.zeros(parameters, np.float64)
-        self.weight = 0
+        self.weight = 0.0
 
-    def add(self, file: Path, weight: int) -> None:
-        """Adds a checked report (raw little-endian float32[P]) times its weight; blocks."""
+    def add(self, file: Path, weight: float, counts: float) -> None:
+        """Adds a checked report (raw little-endian float32[P]) times its weight, as so much in the mean; blocks."""
         product = np.empty(min(BLOCK, len(self.total)), np.float64)
         start = 0
         for block in float_blocks(file):
             scaled = np.multiply(block, np.float64(weight), out=product[: len(block)])
             self.total[start : start + len(block)] += scaled
             start += len(block)
-        self.weight += weight
+        self.weight += counts
 
 
 class ClippedSum(FloatSum):
@@ -66,7 +66,7 @@ class ClippedSum(FloatSum):
         self._clip = clip
         self._bound = bound_before_rounding(clip, parameters, steps)
 
-    def add(self, file: Path, weight: int) -> None:  # noqa: ARG002 - under differential privacy all weigh the same
+    def add(self, file: Path, weight: float, counts: float) -> None:  # noqa: ARG002 - here all weigh the same
         """Adds a checked report, clipped; blocks."""
         norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in float_blocks(file)))
         factor = self.steps * (min(1.0, self._bound / norm) if norm else 1.0)
@@ -84,7 +84,7 @@ class RingSum:
     def __init__(self, words: int, encoding: Encoding) -> None:
         self.total: Words = np.zeros(words, word_dtype(8 * encoding.word_bytes))
 
-    def add(self, file: Path, _weight: int) -> None:
+    def add(self, file: Path, _weight: float, _counts: float) -> None:
         """Adds a checked report (raw little-endian words); its weight is inside it. Blocks."""
         for part, words in _ring_blocks(self.total, file):
             np.add(part, words, out=part)

@@ -15,10 +15,16 @@ from fedless.protocol.messages import Kind
 def histories(connection: Connection, run_id: str) -> dict[str, History]:
     """Each client's history, by its id; clients that were never selected are left out."""
     client = cohort.c.client_id
-    place = func.row_number().over(partition_by=client, order_by=rounds.c.number.desc()).label("place")
-    times = func.count().over(partition_by=client).label("times")
     mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value)
-    lines = select(cohort, rounds.c.number, place, times).join(rounds).where(mine).subquery()
+    # A late client has one ticket, and a line in each round that had it: the first says when, the last what became.
+    ticket, newest_first = (client, cohort.c.nonce), rounds.c.number.desc()
+    last = func.row_number().over(partition_by=ticket, order_by=newest_first).label("last")
+    number = func.min(rounds.c.number).over(partition_by=ticket).label("number")
+    tickets = select(cohort, number, last).join(rounds).where(mine).subquery()
+    whose = tickets.c.client_id
+    place = func.row_number().over(partition_by=whose, order_by=tickets.c.number.desc()).label("place")
+    times = func.count().over(partition_by=whose).label("times")
+    lines = select(tickets, place, times).where(tickets.c.last == 1).subquery()
     query = select(lines).where(lines.c.place <= RECENT).order_by(lines.c.client_id, lines.c.place)
     found: dict[str, History] = {}
     for row in connection.execute(query):

@@ -8,12 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from aggregator.members import ENDED, Cohort, Member, Phase, Stage, Terms
+from aggregator.members import ENDED, Cohort, Member, Origin, Phase, Stage, Terms
 from aggregator.privacy import Noise, Place
 from aggregator.round import Round
+from aggregator.staleness import Late, Weighing
 from aggregator.store.masks import key_epochs
 from aggregator.store.records import GOING_ON, Ending
-from aggregator.store.schema import cohort, models, rounds, runs
+from aggregator.store.schema import carried, cohort, models, rounds, runs
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, InvocationMetrics, Kind, Mode, ReportHeader
 
@@ -80,7 +81,12 @@ def load(connection: Connection, round_id: int) -> Round:
     if row is None:
         raise PeerError(Code.UNKNOWN_ROUND, f"Found no round {round_id}.")
     members = connection.execute(select(cohort).where(cohort.c.round_id == round_id))
-    return Round(_terms(row.terms), Phase(row.phase), map(_member, members), row.reason, row.grace_until_ms)
+    origins = {
+        line.client_id: Origin(line.ticket_round_id, line.model_version, line.until_ms)
+        for line in connection.execute(select(carried).where(carried.c.round_id == round_id))
+    }
+    known = [_member(member, origins.get(member.client_id)) for member in members]
+    return Round(_terms(row.terms), Phase(row.phase), known, row.reason, row.grace_until_ms)
 
 
 def unended(connection: Connection, run_id: str | None = None) -> list[int]:
@@ -201,8 +207,12 @@ def _insert_members(connection: Connection, round_id: int, members: Iterable[Mem
         {"round_id": round_id, "client_id": member.client_id, "nonce": member.nonce, **_member_values(member)}
         for member in members
     ]
-    if rows:
-        connection.execute(insert(cohort), rows)
+    announced = [
+        row for row in rows if "sha256" in row
+    ]  # late ones; rows that go together have the same columns
+    for alike in (announced, [row for row in rows if "sha256" not in row]):
+        if alike:
+            connection.execute(insert(cohort), alike)
 
 
 def _member_values(member: Member) -> dict[str, Any]:
@@ -225,11 +235,11 @@ def _member_values(member: Member) -> dict[str, Any]:
     return values
 
 
-def _member(row: Row[Any]) -> Member:
+def _member(row: Row[Any], origin: Origin | None) -> Member:
     header = None
     if row.encoding:
         header = ReportHeader(
-            row.round_id,
+            row.round_id if origin is None else origin.round_id,
             Encoding(row.encoding),
             row.length_bytes,
             row.sha256,
@@ -238,16 +248,20 @@ def _member(row: Row[Any]) -> Member:
             row.masked,
         )
     stage = Stage(row.stage)
-    return Member(row.client_id, row.nonce, stage, row.checked_in_at_ms, row.settled_at_ms, row.loss, header)
+    return Member(
+        row.client_id, row.nonce, stage, row.checked_in_at_ms, row.settled_at_ms, row.loss, header, origin
+    )
 
 
 def _terms(values: Mapping[str, Any]) -> Terms:
+    late = values.get("late")
     return Terms(
         **{
             **values,
             "kind": Kind(values["kind"]),
             "mode": Mode(values["mode"]),
             "encoding": Encoding(values["encoding"]),
+            "late": Late(**{**late, "weighing": Weighing(late["weighing"])}) if late else None,
             "extras": tuple((name, bound) for name, bound in values.get("extras", ())),
             "privacy": _noise(values.get("privacy")),
             "cohorts": tuple(

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from aggregator.members import Stage
+from aggregator.store import late
 from aggregator.store.records import (
     GOING_ON,
     Invocation,
@@ -92,6 +93,8 @@ def set_state(connection: Connection, run_id: str, state: RunState, reason: str,
     ended = 0 if state in GOING_ON else now_ms
     values = {"state": state.value, "reason": reason, "ended_at_ms": ended}
     connection.execute(update(runs).where(runs.c.run_id == run_id).values(values))
+    if ended:
+        late.give_up(connection, run_id, now_ms)
 
 
 def set_reason(connection: Connection, run_id: str, reason: str) -> None:

@@ -148,6 +148,17 @@ cohort = Table(
     Index("ix_cohort_client_id", "client_id"),
 )
 
+# Where a client's ticket of an earlier round counts now: it is late, and that round has taken it over.
+carried = Table(
+    "carried",
+    metadata,
+    Column("ticket_round_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("client_id", String(64), primary_key=True),
+    Column("round_id", BigInteger, nullable=False, index=True),
+    Column("model_version", Integer, nullable=False),  # what the ticket names
+    Column("until_ms", BigInteger, nullable=False),  # until when the ticket is good
+)
+
 # Everything that happened in a run, in order; never changed, never erased with the run's life.
 events = Table(
     "events",

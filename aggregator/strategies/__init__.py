@@ -17,6 +17,7 @@ from aggregator.strategies.fedavgm import FedAvgM
 from aggregator.strategies.fednova import FedNova
 from aggregator.strategies.fedprox import FedProx
 from aggregator.strategies.grouped import GroupMedian, GroupTrimmedMean
+from aggregator.strategies.latecomers import Apodotiko, FedBuff, FedLesScan
 from aggregator.strategies.qfedavg import QFedAvg
 from aggregator.strategies.robust import Krum, Median, NormClipping, Robust, TrimmedMean
 from aggregator.strategies.scaffold import Scaffold
@@ -31,6 +32,9 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "fednova": FedNova,
     "scaffold": Scaffold,
     "qfedavg": QFedAvg,
+    "fedbuff": FedBuff,
+    "fedlesscan": FedLesScan,
+    "apodotiko": Apodotiko,
     "median": Median,
     "trimmed-mean": TrimmedMean,
     "krum": Krum,
@@ -62,6 +66,11 @@ def make(name: str, options: Mapping[str, float]) -> Strategy:
 
 def hidden(strategy: Strategy) -> str:
     """Why it cannot work under masks, and what can; empty if it can."""
+    if strategy.late is not None:
+        return (
+            "it counts reports on older models, whose masks are of a round that is closed; in mode helper,"
+            " cohort.over_selection spares a round the slowest"
+        )
     if not isinstance(strategy, Robust):
         return ""
     if isinstance(strategy, NormClipping):

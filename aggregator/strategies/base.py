@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from aggregator.staleness import Late
 from fedless.protocol.messages import ClientRule
 
 Floats = npt.NDArray[np.float32]
@@ -38,6 +39,19 @@ class Strategy:
     def state(self) -> Mapping[str, float]:
         """The vectors float32[P] that it keeps beside each model, by name, and the value they begin with."""
         return {}
+
+    @property
+    def late(self) -> Late | None:
+        """How reports on older models are taken; None: they are refused."""
+        return None
+
+    def closes_at(self, wanted: int) -> int:
+        """How many reports make a model, where late ones count as well, if the task wants so many in a round."""
+        return wanted
+
+    def wakes(self, wanted: int, busy: int) -> int:  # noqa: ARG002 - others look at it
+        """How many clients are woken for a round then, while so many are still at work on older models."""
+        return wanted
 
     @property
     def least_reports(self) -> int:

@@ -49,7 +49,7 @@ class RoundMachine(RuleBasedStateMachine):
             mode=self.mode,
         )
         self.round = Round(self.terms)
-        self.added: dict[str, int] = {}
+        self.added: dict[str, float] = {}
         self.commits = 0
         self.phases = [self.round.phase]
         self.apply(e.CohortSelected({client_id: nonce(client_id) for client_id in CLIENTS}))

@@ -98,7 +98,7 @@ def test_refused_head_costs_nobody_anything() -> None:
     assert isinstance(refusal, e.Refuse)
     assert refusal.code is Code.BAD_SIGNATURE
     assert round_.state.members["b"].stage is Stage.SELECTED
-    assert report(round_, "b")[0] == e.AddReport("b", 0)
+    assert report(round_, "b")[0] == e.AddReport("b", 0, 0)
 
 
 @pytest.mark.parametrize("telling", [{"examples": 10}, {"sums": {"loss": 1.0}}])

@@ -87,7 +87,7 @@ def test_check_in_is_admitted() -> None:
 def test_all_reports_close_the_round() -> None:
     round_ = opened()
     effects = report(round_, *CLIENTS)
-    assert effects == [e.AddReport("d", 10), e.Confirm("d"), e.CommitModel()]
+    assert effects == [e.AddReport("d", 10, 10), e.Confirm("d"), e.CommitModel()]
     assert round_.phase is Phase.COMMITTING
 
 
@@ -160,7 +160,7 @@ def test_the_last_outstanding_report_closes_the_round_below_its_goal() -> None:
 def test_a_client_that_gave_up_may_still_report() -> None:
     round_ = opened()
     round_.handle(e.ClientGaveUp("a", "aggregator_unreachable"), OPENED)
-    assert report(round_, "a") == [e.AddReport("a", 10), e.Confirm("a")]
+    assert report(round_, "a") == [e.AddReport("a", 10, 10), e.Confirm("a")]
     assert (round_.state.members["a"].stage, round_.state.members["a"].loss) == (Stage.REPORTED, "")
 
 
@@ -353,7 +353,7 @@ def test_damaged_bytes_are_dropped_and_may_come_again() -> None:
     effects = round_.handle(e.ReportSpoiled("a", Code.WRONG_DIGEST), OPENED)
     assert effects[0] == e.DropUpload("a")
     assert round_.phase is Phase.COLLECTING
-    assert report(round_, "a")[0] == e.AddReport("a", 10)
+    assert report(round_, "a")[0] == e.AddReport("a", 10, 10)
 
 
 def test_a_spoiled_repeat_does_not_take_a_counted_report_away() -> None:

@@ -83,8 +83,8 @@ def test_blocks_cover_the_whole_file(tmp_path: Path, size: int) -> None:
     file = written(tmp_path, vector)
     assert np.array_equal(np.concatenate([block.copy() for block in float_blocks(file)]), vector)
     total = FloatSum(size)
-    total.add(file, 3)
-    total.add(file, 2)
+    total.add(file, 3, 3)
+    total.add(file, 2, 2)
     assert np.array_equal(total.total, vector.astype(np.float64) * 5)
     assert total.weight == 5
 
@@ -98,7 +98,7 @@ def test_a_masked_report_that_is_taken_out_leaves_no_trace(tmp_path: Path, size:
     files = [tmp_path / f"{number}.part" for number in range(3)]
     for file, vector in zip(files, words, strict=True):
         file.write_bytes(vector.tobytes())
-        sum_.add(file, 1)
+        sum_.add(file, 1, 1)
     take_out(sum_.total, files[1])
     assert np.array_equal(sum_.total, words[0] + words[2])
 
@@ -136,7 +136,7 @@ def test_checking_and_adding_never_hold_a_whole_update(tmp_path: Path) -> None:
     total, digest = FloatSum(size), digest_of(file)
     tracemalloc.start()
     check_report(file, digest, 1.0)
-    total.add(file, 1)
+    total.add(file, 1, 1)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 4 * size / 3  # of the update's 4 bytes per coordinate
