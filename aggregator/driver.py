@@ -27,7 +27,7 @@ from aggregator.live import PASSING
 from aggregator.masked import Choose, MaskedMode, Plan, mode_of
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
-from aggregator.selection import LOOK_BACK, SELECTIONS
+from aggregator.selection import SELECTIONS, WITHOUT_A_PAST
 from aggregator.selection.draw import Draw
 from aggregator.selection.uniform import uniform
 from aggregator.store import history, late, masks, measured, participation, rounds, runs
@@ -133,7 +133,7 @@ class Driver:
     async def _choice(self, terms: Terms, candidates: Sequence[ClientRecord]) -> Choose:
         """How the task draws clients for this round."""
         name, histories = self._settings.cohort.selection, {}
-        if name in LOOK_BACK:
+        if name not in WITHOUT_A_PAST:
             histories = await self._store(lambda c: participation.histories(c, terms.run_id))
         progress = terms.model_version / self._settings.rounds
 

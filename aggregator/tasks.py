@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aggregator import own, selection
 from aggregator.privacy import Place, complaints, with_local_noise
 from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES, hidden, make
@@ -132,7 +133,13 @@ class ClientSettings(_Section):
 
 
 class StrategyOptions(_Section):
-    """Numbers of the server's rule; each strategy has its own (docs/strategies.md), and refuses those of others."""
+    """Numbers of the server's rule; each strategy has its own (docs/strategies.md), and refuses those of others.
+
+    A user's own strategy may have options by other names; it checks them itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float] = Field(init=False)
 
     learning_rate: float | None = Field(None, gt=0.0, le=1e6)
     momentum: float | None = Field(None, ge=0.0, lt=1.0)
@@ -283,6 +290,10 @@ class TaskSettings(_Section):
                 problems.append(
                     f"cohort.minimum_reports: {self.strategy} makes a model of {wanted} reports, found more"
                 )
+        if (why := selection.hidden(self.cohort.selection)) and self.mode != Mode.PLAIN:
+            problems.append(
+                f"cohort.selection {self.cohort.selection} in mode {self.mode}: {why}; or choose mode plain"
+            )
         minimum, least = self.cohort.minimum(self.cohort.goal(0)), strategy.least_reports
         if minimum < least:
             problems.append(
@@ -350,6 +361,7 @@ def parse(text: str, where: str = "task file") -> TaskSettings:
     """The settings in a task file's text; raises `LocalError` CONFIG_INVALID that tells every mistake."""
     if len(text.encode()) > TASK_BYTES_MAX:
         raise LocalError(Code.CONFIG_INVALID, f"{where}: expected at most {TASK_BYTES_MAX} bytes.")
+    own.load()
     try:
         return TaskSettings.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

@@ -17,7 +17,7 @@ class Past:
 
     `missed`: it was lost, but not because the round had enough without it. `took_ms` is the time from its check-in to
     its report, or (`reported` is false) to when the round did without it; 0: never checked in. `examples` is what its
-    report counted; 0 where masks hide it.
+    report counted, `loss` the mean over them before its last steps; 0 where masks hide them.
     """
 
     number: int
@@ -25,6 +25,7 @@ class Past:
     missed: bool
     took_ms: int
     examples: int
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)

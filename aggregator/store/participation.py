@@ -43,4 +43,5 @@ def _past(row: Row[Any]) -> Past:
         missed=row.stage == Stage.LOST and not excused,
         took_ms=max(1, row.settled_at_ms - row.checked_in_at_ms) if worked else 0,
         examples=row.examples,
+        loss=row.sums.get("loss", 0.0) / row.examples if row.examples else 0.0,
     )

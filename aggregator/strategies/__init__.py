@@ -8,7 +8,7 @@ of cohorts. docs/strategies.md shows all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 
 from aggregator.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
 from aggregator.strategies.base import Strategy
@@ -22,7 +22,7 @@ from aggregator.strategies.qfedavg import QFedAvg
 from aggregator.strategies.robust import Krum, Median, NormClipping, Robust, TrimmedMean
 from aggregator.strategies.scaffold import Scaffold
 
-STRATEGIES: Mapping[str, type[Strategy]] = {
+STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavgm": FedAvgM,
@@ -42,7 +42,16 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "group-median": GroupMedian,
     "group-trimmed-mean": GroupTrimmedMean,
 }
-"""By the name that a task gives."""
+"""By the name that a task gives; a user's own are added by `own.load`."""
+
+
+def register(name: str, kind: object) -> None:
+    """Adds a user's own; raises `ValueError` for a name that is taken and for what is no strategy."""
+    if name in STRATEGIES:
+        raise ValueError(f"there is a strategy {name} already")
+    if not (isinstance(kind, type) and issubclass(kind, Strategy) and is_dataclass(kind)):
+        raise ValueError("expected a subclass of aggregator.strategies.base.Strategy that is a dataclass")
+    STRATEGIES[name] = kind
 
 
 def make(name: str, options: Mapping[str, float]) -> Strategy:

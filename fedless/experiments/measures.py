@@ -142,6 +142,7 @@ def run_figures(
     seconds = [entry["seconds"] for entry in rounds if entry["state"] == "committed"]
     return {
         **_last(rounds),
+        **participation(rounds),
         "rounds": len(seconds),
         "dropouts": sum(entry["dropouts"] for entry in rounds),
         "bytes_down": sum(entry["bytes_down"] for entry in rounds),
@@ -187,6 +188,26 @@ def _phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     names = sorted({name for entry in rounds for name in entry["phases_ms"]})
     found = {name: [one["phases_ms"][name] for one in rounds if name in one["phases_ms"]] for name in names}
     return {name: _rounded(statistics.median(values) / 1000, 3) for name, values in found.items()} or None
+
+
+def participation(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How evenly reports came from the clients that were ever heard of.
+
+    `participation_jain` is Jain's index, (sum x)^2 / (n sum x^2) over each client's counted reports x: 1 where all
+    took part alike, 1/n where one did everything (Jain, Chiu, Hawe, A Quantitative Measure of Fairness, 1984).
+    """
+    names = sorted({name for entry in rounds for name in entry["clients"]})
+    counts = {
+        name: sum(entry["clients"].get(name, {}).get("outcome") == REPORTED for entry in rounds)
+        for name in names
+    }
+    squares = sum(count * count for count in counts.values())
+    return {
+        "participations": counts or None,
+        "participation_jain": _rounded(sum(counts.values()) ** 2 / (len(counts) * squares), 4)
+        if squares
+        else None,
+    }
 
 
 def _last(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedless.experiments.measures import MEASURED, Participation, round_record, run_figures
+from fedless.experiments.measures import MEASURED, Participation, participation, round_record, run_figures
 
 
 def event(name: str, client_id: str = "edge-001", round_id: int = 7, **fields: Any) -> SimpleNamespace:
@@ -98,3 +98,16 @@ def test_nothing_measured_is_none_and_not_zero() -> None:
     counts = [figures.pop(name) for name in ("rounds", "dropouts", "bytes_down", "bytes_up")]
     assert counts == [0, 0, 0, 0]
     assert set(figures.values()) == {None}
+
+
+def test_jains_index_says_how_evenly_clients_took_part() -> None:
+    """Reports 2, 1, 0 of three clients: (2 + 1)^2 / (3 * (4 + 1)) = 0.6; all alike: 1."""
+
+    def entry(*reported: str) -> dict[str, Any]:
+        clients = {name: {"outcome": "reported" if name in reported else "not_now"} for name in "abc"}
+        return {"clients": clients}
+
+    found = participation([entry("a", "b"), entry("a")])
+    assert found == {"participations": {"a": 2, "b": 1, "c": 0}, "participation_jain": 0.6}
+    assert participation([entry("a", "b", "c")])["participation_jain"] == 1.0
+    assert participation([])["participation_jain"] is None
