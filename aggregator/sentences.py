@@ -26,12 +26,14 @@ STAGES: Mapping[Stage, str] = {
     Stage.CHECKED_IN: "it checked in and has not announced a report",
     Stage.ANNOUNCED: "it announced its report and has not sent all of it",
     Stage.REPORTED: "its report is counted",
+    Stage.LATE: "it was still at work when the round closed, and a later one may count it",
     Stage.LOST: "the round does without it",
 }
 LOSSES: Mapping[Loss, str] = {
     Loss.NEVER_CHECKED_IN: "It was woken and never checked in: asleep, away, or its answer was lost.",
     Loss.NEVER_REPORTED: "It checked in, and its report was not there when the round closed: too slow, or gone.",
     Loss.COHORT_ABANDONED: "It reported, but too few others of its cohort did, so its cohort's sum stayed closed.",
+    Loss.TOO_LATE: "It was still at work, and no later round takes it: its model is too old, or its ticket ended.",
     Loss.SURPLUS: "The round had enough reports without it (over-selection); nothing is wrong with it.",
 }
 TIMES: Mapping[str, str] = {

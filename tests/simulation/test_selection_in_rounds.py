@@ -33,7 +33,7 @@ async def test_a_clients_history_is_what_happened(world: World) -> None:
     await world.ticket("client-0", 3)
     found = await world.database.run(lambda c: participation.histories(c, run_id))
     assert set(found) == {f"client-{number}" for number in range(4)}
-    second = Past(2, reported=True, missed=False, took_ms=1, examples=10)
+    second = Past(2, reported=True, missed=False, took_ms=1, examples=10, loss=2.0)
     open_now = Past(3, reported=False, missed=False, took_ms=0, examples=0)
     first = found["client-1"].recent[2]
     assert found["client-1"] == History(3, (open_now, second, first))
