@@ -37,7 +37,7 @@ class Place:
     mirror: tuple[str, str] | None = None
     fresh: bool = False
     data: tuple[Path, ...] = ()
-    preset: int = 3
+    preset: int = 1
 
 
 @dataclass
