@@ -181,10 +181,9 @@ async def test_report_of_a_member_that_was_revoked_meanwhile_is_refused(tmp_path
 async def test_update_beyond_what_the_ring_holds_is_refused_with_an_explanation(
     masked_world: MaskedWorld,
 ) -> None:
-    run_id = await masked_world.begin(masked_task(secagg="bits = 16\nclip = 100000.0\n"))
-    info = await masked_world.ended(run_id)
-    assert info.state == "failed"
-    assert info.reason.startswith("ring_overflow: 8 clients with coordinates up to 100000")
+    with pytest.raises(PeerError, match="8 clients with coordinates up to 100000") as caught:
+        await masked_world.begin(masked_task(secagg="bits = 16\nclip = 100000.0\n"))
+    assert caught.value.code is Code.RING_OVERFLOW
 
 
 async def test_truncated_over_long_and_corrupted_masked_uploads_are_refused(
