@@ -211,7 +211,7 @@ def test_flood_of_forged_wake_ups_is_bounded_and_counted(
         wait_until(lambda: caller.presence == [True])
         for number in range(12):
             caller.wake(b"\xff" * 20 + bytes([number]))
-        wait_until(lambda: about(state, "counters").get("ticket_malformed") == 5)
+        wait_until(lambda: about(state, "counters").get("ticket_malformed") == 5, 45)
         time.sleep(2)
         assert about(state, "counters") == {"ticket_malformed": 5}
         assert len(list(Path(f"/proc/{device.process.pid}/task/{device.process.pid}").glob("children"))) <= 1
