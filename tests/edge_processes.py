@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    """Ends mosquitto, which forgets a SIGTERM that comes between its start and its main loop: ask again."""
+    until = time.monotonic() + seconds
+    while process.poll() is None:
+        assert time.monotonic() < until, "the process does not end"
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
 
 
 def show(figures: dict[str, object]) -> None:
@@ -66,8 +77,7 @@ class Broker:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait(10)
+            end(self.process)
             self.process = None
 
 

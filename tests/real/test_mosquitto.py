@@ -27,6 +27,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from aggregator import mosquitto
 from aggregator.founding import Ports, found_fleet
 from fedless.protocol import identity
+from tests.edge_processes import end
 from tests.running_fleet import Credentials, RunningFleet, fedless, now_ms, wait_until
 
 PROGRAM = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -121,8 +122,7 @@ class Production:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait(WAIT_S)
+            end(self.process)
 
     def credentials(self, client_id: str, role: identity.Role = identity.Role.DEVICE) -> Credentials:
         key = identity.new_key()

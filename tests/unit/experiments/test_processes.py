@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,14 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Children]:
+    """Stopped at the end, their watcher with them."""
+    children = Children(tmp_path)
+    yield children
+    children.stop(lambda _: True, grace_s=0.2)
+
+
 def said(child: Child, word: str) -> str:
     """The rest of the log's first line with that word, once it is there."""
     end = time.monotonic() + 20
@@ -49,8 +58,7 @@ def runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+def test_child_that_ignores_sigterm_is_killed(children: Children) -> None:
     child = children.start("stubborn", python(STUBBORN))
     said(child, "up")
     children.stop(lambda _: True, grace_s=0.2)
@@ -58,8 +66,7 @@ def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert not runs(child.process.pid)
 
 
-def test_grandchild_in_a_group_of_its_own_is_killed(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+def test_grandchild_in_a_group_of_its_own_is_killed(children: Children) -> None:
     child = children.start("parent", python(PARENT))
     grandchild = int(said(child, "child"))
     said(child, "up")
@@ -67,8 +74,7 @@ def test_grandchild_in_a_group_of_its_own_is_killed(tmp_path: Path) -> None:
     assert not runs(grandchild)
 
 
-def test_orphan_of_a_killed_child_is_killed(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+def test_orphan_of_a_killed_child_is_killed(children: Children) -> None:
     child = children.start("parent", python(PARENT))
     orphan = int(said(child, "child"))
     said(child, "up")
@@ -79,9 +85,8 @@ def test_orphan_of_a_killed_child_is_killed(tmp_path: Path) -> None:
     assert not runs(orphan)
 
 
-def test_those_that_come_first_are_stopped_first(tmp_path: Path) -> None:
+def test_those_that_come_first_are_stopped_first(children: Children) -> None:
     code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print(time.monotonic()), sys.exit()));"
-    children = Children(tmp_path)
     late, early = (
         children.start(name, python(code + "print('up', flush=True); time.sleep(600)")) for name in "ab"
     )
@@ -92,8 +97,7 @@ def test_those_that_come_first_are_stopped_first(tmp_path: Path) -> None:
     assert ended == sorted(ended)
 
 
-def test_child_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+def test_child_that_fails_is_told_with_its_last_words(children: Children) -> None:
     children.start("broken", python("import sys; sys.exit('no broker here')"))
     with pytest.raises(LocalError, match=r"(?s)broken ended with status 1.*no broker here.*broken\.log"):
         wait_until(lambda: False, 20, lambda: "never", children)
@@ -104,8 +108,7 @@ def test_waiting_has_an_end_and_a_reason(tmp_path: Path) -> None:
         wait_until(lambda: False, 0.1, lambda: "2 of 3 are missing", Children(tmp_path))
 
 
-def test_short_child_gets_its_input_and_its_failure_is_told(tmp_path: Path) -> None:
-    children = Children(tmp_path)
+def test_short_child_gets_its_input_and_its_failure_is_told(children: Children, tmp_path: Path) -> None:
     children.run("good", python("print(input())"), b"claim\n", 20)
     assert (tmp_path / "good.log").read_text() == "claim\n"
     with pytest.raises(LocalError, match="status 3"):
@@ -121,9 +124,8 @@ def test_missing_program_is_named(tmp_path: Path) -> None:
     assert "/nowhere/program" in caught.value.detail
 
 
-def test_children_get_no_signal_of_the_terminal(tmp_path: Path) -> None:
+def test_children_get_no_signal_of_the_terminal(children: Children) -> None:
     """A Ctrl-C reaches the experiment's own group only; the experiment stops its children in order."""
-    children = Children(tmp_path)
     child = children.start("other-session", python("import time; print('up', flush=True); time.sleep(600)"))
     said(child, "up")
     assert os.getsid(child.process.pid) == child.process.pid != os.getsid(0)
