@@ -29,8 +29,8 @@ FUNCTION = ROOT / "examples" / "mnist" / "function-mlp"
 WHERE = os.environ.get("FEDLESS_IMAGE_TEST", "")
 SLOW_S = 3600.0
 GUEST = "10.0.2.2"
-INTO_TRAINING_S = 90
-"""From the check-in: the instance has started then, emulated, and trains for minutes."""
+STEPS, INTO_TRAINING_S = 2000, 60
+"""From the check-in: the instance has started then, emulated, and trains for minutes, within its ten."""
 TASK = """\
 name = "boot-test"
 function = "function"
@@ -45,7 +45,8 @@ deadline_s = 7200
 
 [client]
 learning_rate = 0.1
-local_epochs = {epochs}
+local_epochs = 1000
+max_steps = {steps}
 """
 
 
@@ -109,11 +110,11 @@ def online(fleet: RunningFleet) -> bool:
         return "board-1" in operator.online()
 
 
-def start_run(fleet: RunningFleet, epochs: int) -> str:
+def start_run(fleet: RunningFleet, steps: int) -> str:
     bundle = pack_and_sign(FUNCTION, fleet.folder / "publisher" / "publisher.key")
     with fleet.operator() as operator:
         first, second = operator.put(bundle), operator.put(initial_weights(FUNCTION))
-        return operator.start_run(TASK.format(epochs=epochs), first, second, b"").run_id
+        return operator.start_run(TASK.format(steps=steps), first, second, b"").run_id
 
 
 def test_an_image_boots_joins_trains_through_a_power_cut_and_delivers(
@@ -123,7 +124,7 @@ def test_an_image_boots_joins_trains_through_a_power_cut_and_delivers(
     try:
         board.start("-rtc", "base=1970-01-02")  # a board without a clock
         times["power to joined and online"] = board.wait(lambda: online(fleet), SLOW_S, "joining")
-        run_id = start_run(fleet, epochs=2000)
+        run_id = start_run(fleet, steps=STEPS)
         times["wake-up to checked in"] = board.wait(lambda: checked_in(fleet, run_id), SLOW_S, "training")
         time.sleep(INTO_TRAINING_S)
         with fleet.operator() as operator:
