@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edge_runtime.firstboot.machine import Answer, Machine
 
 SECTORS = 2048  # of a MB
+
+
+class PowerCutError(Exception):
+    """The board is off from here on."""
 
 
 class Board:
@@ -63,6 +68,19 @@ class Board:
 
     def called(self, program: str) -> list[list[str]]:
         return [command for command in self.commands if command[0] == program]
+
+    def cut_at(self, number: int) -> Machine:
+        """The same board, switched on until its so-many-th command, which does not happen."""
+        left = number
+
+        def run(command: Sequence[str], given: str) -> Answer:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise PowerCutError
+            return self._run(command, given)
+
+        return replace(self.machine, run=run)
 
     def _run(self, command: Sequence[str], given: str) -> Answer:
         self.commands.append(list(command))

@@ -106,17 +106,21 @@ def _name(machine: Machine, wanted: str) -> None:
 
 
 def _wifi(machine: Machine, wifi: settings.Wifi | None) -> None:
+    """The file is written last and removed last: it says that all the rest is done, whenever the power went."""
     path, unit = "/etc/wpa_supplicant/wpa_supplicant-wlan0.conf", "wpa_supplicant@wlan0.service"
     if wifi is None:
         if machine.at(path).exists():
-            machine.at(path).unlink()
             machine.run(["systemctl", "disable", "--now", unit], "")
+            machine.at(path).unlink()
         return
-    if machine.write(path, settings.supplicant(wifi), 0o600):
-        machine.run(["rfkill", "unblock", "wifi"], "")
-        machine.run(["iw", "reg", "set", wifi.country], "")
-        machine.run(["systemctl", "enable", unit], "")
-        machine.run(["systemctl", "restart", "--no-block", unit], "")
+    text = settings.supplicant(wifi)
+    if machine.read(path) == text.strip():
+        return
+    machine.run(["rfkill", "unblock", "wifi"], "")
+    machine.run(["iw", "reg", "set", wifi.country], "")
+    machine.run(["systemctl", "enable", unit], "")
+    machine.write(path, text, 0o600)
+    machine.run(["systemctl", "restart", "--no-block", unit], "")
 
 
 def compiled(machine: Machine) -> None:

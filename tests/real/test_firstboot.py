@@ -12,10 +12,11 @@ import pytest
 from edge_runtime.firstboot import steps
 from edge_runtime.firstboot.main import look, set_up
 from edge_runtime.firstboot.plan import Trouble
+from edge_runtime.firstboot.settings import BoardSettings, Wifi
 from edge_runtime.keystore import Keystore
 from fedless.protocol.claim import Claim, parse_claim
 from fedless.protocol.errors import Code, PeerError
-from tests.board import Board
+from tests.board import Board, PowerCutError
 from tests.edge_fleet import Fleet
 from tests.enrollment_port import EnrollmentPort
 
@@ -70,6 +71,33 @@ def test_power_cut_between_joining_and_erasing_spends_the_claim_once(
     assert not path.exists()
     assert (board.machine.state / "identity/key.pem").read_bytes() == key
     assert len(port.issued) == 1
+
+
+def test_power_cut_at_every_command_of_first_boot_leaves_a_board_that_joins(
+    board: Board, port: EnrollmentPort
+) -> None:
+    """It is cut at its first command, starts again, is cut at its second, and so on until none is left."""
+    path = board.claim(port.claim)
+    board.card(has_mb=1400, could_mb=30_000)
+    board.put("/usr/sbin/sshd", "")
+    wifi = BoardSettings("greenhouse-7", Wifi("the network", "correct horse", "DE"))
+    board.put("/boot/firmware/fedless.toml", wifi.text())
+    cuts = 0
+    while True:
+        try:
+            assert set_up(board.cut_at(cuts), never)
+            break
+        except PowerCutError:
+            cuts += 1
+    assert cuts >= 5
+    assert not path.exists()
+    assert len(port.issued) == 1
+    assert board.text("/etc/hostname") == "greenhouse-7\n"
+    assert "Joined: device-1 in fleet testing." in board.status
+    for wanted in ("ssh-keygen", "sfdisk", "resize2fs"):
+        assert board.called(wanted), wanted
+    assert ["systemctl", "enable", "wpa_supplicant@wlan0.service"] in board.commands
+    assert board.text("/etc/wpa_supplicant/wpa_supplicant-wlan0.conf").count("network={") == 1
 
 
 def test_a_new_claim_makes_a_board_join_anew(board: Board, port: EnrollmentPort) -> None:

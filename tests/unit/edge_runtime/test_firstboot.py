@@ -16,7 +16,7 @@ from edge_runtime.firstboot.plan import Network, Standing, Trouble
 from edge_runtime.firstboot.settings import BoardSettings, Wifi
 from edge_runtime.firstboot.show import show
 from fedless.protocol.errors import Code, LocalError
-from tests.board import Board
+from tests.board import Board, PowerCutError
 
 WRONG_KEY = 'wlan0: CTRL-EVENT-SSID-TEMP-DISABLED id=0 ssid="x" auth_failures=1 duration=10 reason=WRONG_KEY'
 HANDSHAKE = "wlan0: WPA: 4-Way Handshake failed - pre-shared key may be incorrect"
@@ -191,6 +191,34 @@ def test_wifi_is_set_up_and_corrected_from_the_boot_partition(board: Board) -> N
     assert not (board.root / path.lstrip("/")).exists()
 
 
+def test_power_cut_at_any_command_of_setting_up_is_made_good_at_the_next_start(tmp_path: Path) -> None:
+    """Once a file without its unit enabled was taken for done, and such a board never had Wi-Fi."""
+    number = 0
+    while True:
+        board = Board(tmp_path / str(number))
+        board.card(has_mb=1400, could_mb=30_000)
+        board.put("/usr/sbin/sshd", "")
+        board.put("/boot/firmware/fedless.toml", BoardSettings("greenhouse-7", WIFI).text())
+        try:
+            set_up(board.cut_at(number), lambda _: None, attempts=1)
+            break
+        except PowerCutError:
+            number += 1
+        set_up(board.machine, lambda _: None, attempts=1)
+        check_set_up(board)
+    assert number >= 9, "keys, card, name and Wi-Fi take as many commands"
+
+
+def check_set_up(board: Board) -> None:
+    for wanted in ("ssh-keygen", "sfdisk", "resize2fs"):
+        assert board.called(wanted), wanted
+    assert ["systemctl", "enable", "wpa_supplicant@wlan0.service"] in board.commands
+    assert board.text("/etc/wpa_supplicant/wpa_supplicant-wlan0.conf") == settings.supplicant(WIFI)
+    assert board.text("/etc/hostname") == "greenhouse-7\n"
+    assert "greenhouse-7" in board.text("/etc/hosts")
+    assert "no claim" in board.status
+
+
 def test_boards_name_themselves_apart(board: Board) -> None:
     steps.apply_settings(board.machine)
     assert board.text("/etc/hostname") == "fedless-cdef12\n"
@@ -281,6 +309,57 @@ def test_an_aggregator_that_is_away_is_tried_again(board: Board, free_port: obje
     assert not join_only(board.machine, pauses.append, attempts=1)
     assert pauses == [20]
     assert "The aggregator does not answer." in board.status
+
+
+def test_a_wrong_wifi_password_is_told_and_corrected_on_the_boot_partition(board: Board) -> None:
+    board.claim("fedless1.x")
+    board.network(carrier=False, route=False)
+    board.put("/sys/class/net/wlan0/phy80211/name", "phy0")
+    board.put("/boot/firmware/fedless.toml", BoardSettings("", WIFI).text())
+    board.said |= {"wpa_cli": Answer(0, "wpa_state=SCANNING\n"), "journalctl": Answer(0, WRONG_KEY)}
+    pauses: list[float] = []
+
+    def corrected(seconds: float) -> None:
+        pauses.append(seconds)
+        right = Wifi(WIFI.ssid, "the right one", WIFI.country)
+        board.put("/boot/firmware/fedless.toml", BoardSettings("", right).text())
+
+    assert not set_up(board.machine, corrected, attempts=2)
+    assert "The Wi-Fi password is wrong." in board.status
+    assert WIFI.secret not in board.status + board.text("/run/issue.d/fedless.issue")
+    assert len([c for c in board.called("systemctl") if "restart" in c]) == 2, "it took the new password"
+    assert pauses == [30, 30]
+
+
+def test_a_board_that_is_none_of_ours_is_named_and_goes_on(board: Board) -> None:
+    board.put("/proc/device-tree/model", "Orange Pi 5\0")
+    board.put("/usr/sbin/sshd", "")
+    board.network()
+    assert not set_up(board.machine, lambda _: None, attempts=1)
+    assert "This board (Orange Pi 5) is none that the image was made for" in board.status
+    assert "no claim" in board.status, "what is in the way is told as on any board"
+    assert board.called("ssh-keygen")
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence", "blinks"),
+    [
+        (Code.CLOCK_WRONG, "The clock is wrong.", 6),
+        (Code.CLAIM_EXPIRED, "The claim has expired.", 4),
+        (
+            Code.FOREIGN_CERTIFICATE,
+            "The aggregator's certificate is not the one that this board was given.",
+            5,
+        ),
+    ],
+)
+def test_what_joining_answers_is_told_with_its_own_blinks(
+    board: Board, code: Code, sentence: str, blinks: int
+) -> None:
+    trouble = plan.of_code(code)
+    show(board.machine, Standing(trouble))
+    assert sentence in board.status
+    assert f"The LED blinks {blinks} times between pauses." in board.status
 
 
 def test_looking_before_it_has_joined_tells_nothing(board: Board) -> None:
