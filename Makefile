@@ -68,7 +68,7 @@ test-browser: $(READY) ## look at the dashboard with a real browser
 
 test-proxy: $(READY) ## run the tests behind a real haproxy and a real nginx
 	@deploy/setup/apt.sh mosquitto haproxy nginx-light libnginx-mod-stream
-	$(PY) -m pytest $(PYTEST_ARGS) tests/real/test_proxy.py
+	FEDLESS_PROXY_TEST=1 $(PY) -m pytest $(PYTEST_ARGS) tests/real/test_proxy.py
 
 test-image: $(READY) ## boot a Raspberry Pi image in an emulator: join, train, lose power, deliver (long)
 	@deploy/setup/apt.sh mosquitto mmdebstrap arch-test qemu-user-static qemu-system-arm mtools dosfstools fdisk xz-utils

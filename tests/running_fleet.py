@@ -72,11 +72,17 @@ class RunningFleet:
     """`fedless aggregator serve` on free ports; `stop` or `kill` it, and start it again."""
 
     def __init__(
-        self, folder: Path, name: str = "home", ports: Ports | None = None, host: str = "127.0.0.1"
+        self,
+        folder: Path,
+        name: str = "home",
+        ports: Ports | None = None,
+        host: str = "127.0.0.1",
+        authority: Authority | None = None,
     ) -> None:
+        """`authority`: that of a fleet which is founded in the folder already."""
         self.folder = folder
         self.name = name
-        self.authority = found_fleet(folder, name, host, ports or Ports(0, 0, 0), now_ms())
+        self.authority = authority or found_fleet(folder, name, host, ports or Ports(0, 0, 0), now_ms())
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "log"
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
-import pwd
 import queue
-import shutil
-import signal
 import socket
 import ssl
-import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,10 +21,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from aggregator import mosquitto
 from aggregator.founding import Ports, found_fleet
 from fedless.protocol import identity
-from tests.edge_processes import end
+from tests.production_broker import PROGRAM, ProductionBroker, free_port
 from tests.running_fleet import Credentials, RunningFleet, fedless, now_ms, wait_until
 
-PROGRAM = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(PROGRAM is None, reason="needs mosquitto: apt-get install mosquitto"),
@@ -38,12 +31,6 @@ pytestmark = [
 WAIT_S = 15.0
 Transport = Literal["tcp", "websockets"]
 BOTH = pytest.mark.parametrize("transport", ["tcp", "websockets"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_deployed_configuration_is_current() -> None:
@@ -56,73 +43,18 @@ class _Context(ssl.SSLContext):
         return super().wrap_socket(sock, **options | {"server_hostname": identity.server_name("home")})
 
 
-class Production:
-    """A mosquitto as `fedless broker config` writes it, under mosquitto's own account where we are root."""
+class Production(ProductionBroker):
+    """With credentials for who wants to get in, and clients."""
 
     def __init__(self, folder: Path, *, websockets: bool = False) -> None:
-        self.ports = {"tcp": free_port()} | ({"websockets": free_port()} if websockets else {})
-        self.folder, self.home, self.out = folder, folder / "home", folder / "etc"
-        self.authority = found_fleet(self.home, "home", "127.0.0.1", Ports(7443, 7444, 8883), now_ms())
-        self.state = folder / "queues"
-        self.state.mkdir()
+        super().__init__(folder, websockets=websockets)
         self.serials: dict[str, str] = {}
-        self.process: subprocess.Popen[bytes] | None = None
-        done = fedless(
-            "broker", "config", self.out, "--fleet", self.home, "--port", str(self.ports["tcp"]),
-            "--websockets", str(self.ports.get("websockets", 0)), "--address", "127.0.0.1", "--persistence", self.state,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == f"mosquitto -c {self.out}/mosquitto.conf\n"
-
-    def give_away(self) -> None:
-        """mosquitto drops root's rights for those of its own user, who must be able to read its files."""
-        if os.geteuid() != 0:
-            return
-        with suppress(KeyError):
-            account = pwd.getpwnam("mosquitto")
-            for folder in (self.folder, *self.folder.parents):
-                if (
-                    folder.stat().st_uid == 0
-                    and folder != folder.parent
-                    and not folder.stat().st_mode & 0o001
-                ):
-                    folder.chmod(0o711)
-            for path in (self.out, self.state, *self.out.iterdir()):
-                os.chown(path, account.pw_uid, account.pw_gid)
-
-    def start(self, *command: str | Path) -> None:
-        self.give_away()
-        assert PROGRAM is not None
-        path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command or [PROGRAM, "-c", str(self.out / "mosquitto.conf")],
-                stderr=log, env={**os.environ, "PATH": path},
-            )  # fmt: skip
-        for port in self.ports.values():
-            wait_until(lambda port=port: self._listens(port))  # type: ignore[misc]
-
-    def _listens(self, port: int) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, (self.folder / "log").read_text()
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
-
-    def reload(self) -> None:
-        """A SIGHUP, as `systemctl reload` sends it; mosquitto does not say when it is done."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
 
     def gets_in(self, client_id: str, who: Credentials | None, transport: Transport) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, "the broker is gone"
         with self.client(client_id, who, transport) as client:
             return client.gets_in()
-
-    def stop(self) -> None:
-        if self.process is not None:
-            end(self.process)
 
     def credentials(self, client_id: str, role: identity.Role = identity.Role.DEVICE) -> Credentials:
         key = identity.new_key()
@@ -302,9 +234,7 @@ def test_service_uses_it_and_keeps_its_list_of_revoked_certificates(
     """The whole way: an external broker, a device that joins, its revocation, the list, the reload."""
     world = Production(tmp_path)
     world.start()
-    fleet = RunningFleet.__new__(RunningFleet)
-    fleet.folder, fleet.name, fleet.authority = world.home, "home", world.authority
-    fleet.process, fleet.log = None, tmp_path / "service.log"
+    fleet = RunningFleet(world.home, authority=world.authority)
     environment = {
         "FEDLESS__BROKER__KIND": "external",
         "FEDLESS__BROKER__ADDRESSES": f'["127.0.0.1:{world.ports["tcp"]}"]',

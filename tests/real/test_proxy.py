@@ -1,11 +1,13 @@
 """A fleet behind a real haproxy and a real nginx as TLS pass-through: who calls is still who holds the certificate.
 
-`deploy/haproxy/haproxy.cfg` and `deploy/nginx/nginx.conf` are what runs, on other ports. `make test` installs neither:
-`make test-proxy` does.
+`deploy/haproxy/haproxy.cfg` and `deploy/nginx/nginx.conf` are what runs, on other ports. `make test-proxy` installs
+both and says so in FEDLESS_PROXY_TEST.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 import ssl
@@ -15,34 +17,53 @@ from contextlib import suppress
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from aggregator.founding import Ports
 from edge_runtime.enroll import enroll
+from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.protocol import identity
 from fedless.protocol.errors import Code
 from fedless.v1 import fleet_pb2, rounds_pb2
+from tests.devices_fleet import enrolled, online
+from tests.edge_processes import Device
+from tests.production_broker import ProductionBroker, free_port
 from tests.running_fleet import Calls, Credentials, RunningFleet, now_ms, refusal, refusals, wait_until
 
 PATH = "/usr/sbin:/usr/local/sbin:/usr/bin"
 DEPLOY = Path(__file__).parents[2] / "deploy"
 STREAM = Path("/etc/nginx/modules-enabled/50-mod-stream.conf")
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif("FEDLESS_PROXY_TEST" not in os.environ, reason="it takes a minute: make test-proxy"),
+]
+FUNCTION = Path(__file__).parents[2] / "examples" / "mnist" / "function-mlp"
 INSIDE = "127.0.0.2"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Proxied:
-    """A running fleet with a proxy in front: `port` for gRPC and MQTT, `enrollment`."""
+    """A running fleet with a proxy in front: `port` for gRPC and MQTT, `enrollment`.
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    With a `broker` of its own, all that anybody is told are the proxy's two ports.
+    """
+
+    def __init__(self, folder: Path, kind: str, broker: ProductionBroker | None = None) -> None:
         self.port, self.enrollment, mqtt = free_port(), free_port(), free_port()
-        self.fleet = RunningFleet(folder / "home", ports=Ports(self.port, self.enrollment, mqtt))
+        self.environment = {
+            "FEDLESS__LISTEN__ADDRESS": INSIDE
+        }  # devices are told 127.0.0.1, where the proxy is
+        if broker is None:
+            self.fleet = RunningFleet(folder / "home", ports=Ports(self.port, self.enrollment, mqtt))
+        else:
+            self.fleet, mqtt = RunningFleet(broker.home, authority=broker.authority), broker.ports["tcp"]
+            self.environment |= {
+                "FEDLESS__LISTEN__FLEET_PORT": str(self.port),
+                "FEDLESS__LISTEN__ENROLLMENT_PORT": str(self.enrollment),
+                "FEDLESS__BROKER__KIND": "external",
+                "FEDLESS__BROKER__ADDRESSES": f'["127.0.0.1:{self.port}"]',
+                "FEDLESS__POLICY__MODES": '["plain"]',
+            }
         self.process: subprocess.Popen[bytes] | None = None
         bind = "bind " if kind == "haproxy" else "listen "
         here = "bind 127.0.0.1:" if kind == "haproxy" else "listen 127.0.0.1:"
@@ -67,9 +88,9 @@ class Proxied:
             self.command = [program, "-c", str(configuration), "-g", alone]
 
     def start(self) -> None:
-        self.fleet.start(FEDLESS__LISTEN__ADDRESS=INSIDE)  # devices are told 127.0.0.1, where the proxy is
         self.process = subprocess.Popen(self.command)
         wait_until(self.listens)
+        self.fleet.start(**self.environment)
 
     def listens(self) -> bool:
         assert self.process is not None
@@ -92,12 +113,17 @@ class Proxied:
 
 
 @pytest.fixture(scope="module", params=["haproxy", "nginx"])
-def proxied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    kind = request.param
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
     if shutil.which(kind, path=PATH) is None or (kind == "nginx" and not STREAM.exists()):
         pytest.skip(
             f"needs {kind}: `make test-proxy`, or apt-get install haproxy nginx-light libnginx-mod-stream"
         )
+    return kind
+
+
+@pytest.fixture(scope="module")
+def proxied(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     made = Proxied(tmp_path_factory.mktemp(kind), kind)
     try:
         made.start()
@@ -156,3 +182,54 @@ def test_mqtt_shares_the_port(proxied: Proxied, device: Credentials, tmp_path: P
         answer = channel.recv(64)
     assert answer[0] == 0x20, "CONNACK"
     assert answer[3] == 0, "accepted"
+
+
+@pytest.fixture
+def apart(kind: str, tmp_path: Path) -> Iterator[Proxied]:
+    """Service and broker each on their own behind the proxy, as deploy/ has them."""
+    broker = ProductionBroker(tmp_path, address=INSIDE)
+    made = Proxied(tmp_path, kind, broker)
+    try:
+        broker.start()
+        made.start()
+        yield made
+    finally:
+        made.close()
+        broker.stop()
+
+
+TASK = """\
+name = "through-a-proxy"
+function = "function"
+mode = "plain"
+rounds = 2
+
+[cohort]
+size = 1
+
+[client]
+max_steps = 3
+"""
+
+
+def test_rounds_go_through_the_proxy_from_wake_up_to_result(apart: Proxied, tmp_path: Path) -> None:
+    """The agent joins, is woken, fetches, trains, delivers twice; it knows no other address than the proxy's."""
+    state = enrolled(apart.fleet, tmp_path / "state", "dev-1", '[data.default]\npath = "examples.npz"\n')
+    random = np.random.default_rng(1)
+    images = random.random((64, 28, 28, 1), np.float32)
+    np.savez(state / "examples.npz", x=images, y=random.integers(0, 10, 64, np.int32))
+    known = json.loads((state / "identity" / "fleet.json").read_text())["endpoints"]
+    assert known["fleet"] == known["mqtt"] == [f"127.0.0.1:{apart.port}"]
+    bundle = pack_and_sign(FUNCTION, apart.fleet.folder / "publisher" / "publisher.key")
+    device = Device(state)
+    try:
+        online(apart.fleet, device, "dev-1")
+        with apart.fleet.operator() as operator:
+            model = operator.put(initial_weights(FUNCTION))
+            run_id = operator.start_run(TASK, operator.put(bundle), model, b"").run_id
+            wait_until(lambda: operator.run(run_id).state not in ("running", "waiting"), 120)
+            run = operator.run(run_id)
+            assert run.state == "finished", device.told
+            assert [each.reported for each in run.rounds] == [1, 1]
+    finally:
+        device.stop()
