@@ -110,8 +110,11 @@ check-proto: $(READY)
 	  || { echo 'fedless/v1 is not what proto/ generates: run "make proto" and commit the result' >&2; exit 1; }
 	@rm -rf build/proto
 
-record: $(READY) ## keep the wire's present schema as that of this version, for a release
-	$(PY) -m tests.recordings.schema tests/recordings/$$($(PY) -c 'import fedless; print(fedless.__version__)').json
+record: $(READY) ## for a release: keep the wire's schema and a real conversation of this version
+	@deploy/setup/apt.sh mosquitto bubblewrap
+	version=$$($(PY) -c 'import fedless; print(fedless.__version__)'); \
+	$(PY) -m tests.recordings.schema tests/recordings/$$version.json; \
+	$(PY) -m tests.recordings.conversation tests/recordings/conversations/$$version.json
 
 vectors: $(READY) ## generate the test vectors
 	$(PY) -m tests.vectors.make_vectors tests/vectors
