@@ -148,6 +148,10 @@ lock: $(READY) ## pin every dependency with its hashes; newer releases: make loc
 	  --output-file cloud_adapters/handlers/requirements.txt
 	$(COMPILE) --no-deps --constraint requirements/test.txt cloud_adapters/handlers/objects.in \
 	  --output-file cloud_adapters/handlers/objects.txt
+	$(COMPILE) --constraint requirements/test.txt fedless/helper/entries/requirements.in \
+	  --output-file fedless/helper/entries/requirements.txt
+	$(COMPILE) --constraint requirements/test.txt --constraint fedless/helper/entries/requirements.txt \
+	  fedless/helper/entries/postgresql.in --output-file fedless/helper/entries/postgresql.txt
 	$(LOCK) --constraint requirements/test.txt --extra aggregator --extra edge --extra helper --extra postgresql \
 	  --extra objects --extra privacy --extra tracing --extra functions --extra aws --extra google --extra azure \
 	  --output-file requirements/service.txt

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -144,10 +144,27 @@ class PolicySettings(_Section):
 
 
 class HelperSettings(_Section):
-    """The second party of helper mode; no address: this fleet has none. `directory` holds its cert.pem and hpke.pub."""
+    """The second party of helper mode. `directory` holds its cert.pem and hpke.pub.
+
+    It is a service at `address`, or a function on `platform` with what its adapter must know in `function`; neither:
+    this fleet has none.
+    """
 
     address: Address | Literal[""] = ""
     directory: Path = Path("helper")
+    platform: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] | Literal[""] = ""
+    function: dict[str, Any] = {}
+
+    @property
+    def exists(self) -> bool:
+        """Whether this fleet has a helper."""
+        return bool(self.address or self.platform)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.address and self.platform:
+            raise ValueError("a helper has an address or a platform, not both")
+        return self
 
 
 class WebSettings(_Section):

@@ -252,7 +252,7 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
     policy = PolicyMessage(
         minimum_cohort=settings.policy.minimum_cohort,
         modes=tuple(Mode(m) for m in settings.policy.modes),
-        helper_key_digest=sha256(read_helper_key(settings.helper)) if settings.helper.address else b"",
+        helper_key_digest=sha256(read_helper_key(settings.helper)) if settings.helper.exists else b"",
         minimum_noise=settings.policy.minimum_noise,
     )
     return Terms(

@@ -31,12 +31,13 @@ from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
 from aggregator.epochs import KeyEpochs, Signing
 from aggregator.evaluation import Evaluator
 from aggregator.eviction import Evictions
+from aggregator.exchange import calls_to_helper
 from aggregator.founding import ANY, renew_server, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.helpers import HelperRounds
 from aggregator.interfaces import Clock, Sleep, Waker
 from aggregator.invoke import Wakers
-from aggregator.link import HelperLink, SecondParty, read_second_party
+from aggregator.link import SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
 from aggregator.objects import ObjectBlobs, open_store
@@ -231,7 +232,7 @@ async def _open_web(
 
 
 def _read_party(settings: Settings, authority: Authority) -> SecondParty | None:
-    if not settings.helper.address:
+    if not settings.helper.exists:
         return None
     return read_second_party(settings.helper, authority.der, settings.fleet.name, clock())
 
@@ -261,7 +262,7 @@ def _open_core(
     pairwise = PairwiseRounds(database, epochs, tickets, signing, **outside)
     modes: dict[Mode, MaskedMode] = {Mode.PAIRWISE: Pairwise(epochs, pairwise, os.urandom)}
     if party is not None:
-        calls = HelperLink(party, settings.listen.directory, settings.fleet.name)
+        calls = calls_to_helper(settings, party, clock, os.urandom)
         modes[Mode.HELPER] = HelperRounds(database, spool, calls, signing, random=os.urandom, **outside)
     coordinator = Coordinator(database, spool, tickets, masked=modes, **outside)
     publishers = {key.key_id: key.public_key for key in terms.publisher_keys}

@@ -60,6 +60,7 @@ class AwsLambda(Invoker):
         concurrency=Limit(
             1000, f"{_DOCS}: 1,000 concurrent executions of an account and region, new accounts fewer"
         ),
+        exchange_bytes=Limit(6_000_000, f"{_DOCS}: 6 MB each for request and response (synchronous)"),
     )
 
     def settings(self, table: Table) -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import stamina
 
-from fedless.protocol.cloud import Answer, Payload, answer_from_values, payload_to_json
+from fedless.protocol.cloud import ANSWER_BYTES_MAX, Answer, Payload, answer_from_values, payload_to_json
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.tables import Table
 
@@ -48,12 +48,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Limits:
-    """A platform's limits for one function; `concurrency` 0: not limited by the platform."""
+    """A platform's limits for one function; `concurrency` 0: not limited by the platform.
+
+    `exchange_bytes`: of a body, and of its answer, in a synchronous invocation; None: as `payload_bytes`.
+    """
 
     time_ms: Limit
     payload_bytes: Limit
     memory_mb: Limit
     concurrency: Limit
+    exchange_bytes: Limit | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Invoker(ABC):
     def __init__(self, client_id: str, settings: Mapping[str, Any]) -> None:
         self.client_id = client_id
         self.trouble: PeerError | None = None
+        self.answer_bytes_max = ANSWER_BYTES_MAX
         values = {key: value for key, value in settings.items() if key not in FUNCTION_KEYS}
         table = Table.root(values)
         most = self.limits
@@ -183,6 +188,31 @@ class Invoker(ABC):
                 self.check(needs or Needs(), len(body))
                 receipt = await self.call(body, min(left_s, self.size.timeout_ms / 1000 + 60))
         return Receipt(receipt.answer, receipt.figures, attempts)
+
+    async def exchange(self, body: bytes, timeout_ms: int) -> Answer:
+        """Ask a helper once: its answer, of up to `exchange_limit` bytes. Whoever calls decides about asking again.
+
+        Raises `PeerError`; PLATFORM_ANSWER where the platform accepts the call and brings nothing back.
+        """
+        limit = self.exchange_limit
+        self.answer_bytes_max = limit.value
+        if len(body) > limit.value:
+            raise self.error(
+                Code.FUNCTION_LIMIT, f"{len(body)} bytes; it takes {limit.value} ({limit.source})",
+                fix="Ask fewer clients (cohort.size), or run the helper as a service.",
+            )  # fmt: skip
+        receipt = await self.call(body, min(timeout_ms, self.size.timeout_ms + 60_000) / 1000)
+        if receipt.answer is None:
+            raise self.error(
+                Code.PLATFORM_ANSWER, "It accepted the call and answers nothing",
+                fix="A helper is invoked synchronously: choose that mode in its settings.",
+            )  # fmt: skip
+        return receipt.answer
+
+    @property
+    def exchange_limit(self) -> Limit:
+        """How large a body, and its answer, may be in a synchronous invocation."""
+        return self.limits.exchange_bytes or self.limits.payload_bytes
 
     def _late(self) -> PeerError:
         """The deadline has come: what stood in the way."""

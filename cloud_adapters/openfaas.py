@@ -29,6 +29,9 @@ class OpenFaas(WebInvoker):
         payload_bytes=Limit(1_000_000, f"{_DOCS}, Async: 1 MB, which is NATS's default"),
         memory_mb=Limit(1 << 20, f"{_DOCS}, Limits: as Kubernetes allows"),
         concurrency=Limit(0, f"{_DOCS}, Autoscaling: max_inflight is the function's own"),
+        exchange_bytes=Limit(
+            32 << 20, f"{_DOCS}: none of its own for synchronous calls; common ingress limits"
+        ),
     )
 
     def settings(self, table: Table) -> None:

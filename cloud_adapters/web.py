@@ -1,7 +1,7 @@
 """Functions behind HTTP: one bounded POST, and what each status means. Shared by the adapters without an SDK.
 
 The only module of this room that imports httpx. A redirect is never followed: the payload and the credentials are for
-one host. An answer is read up to 64 KiB.
+one host. An answer is read up to 64 KiB, a helper's up to what the platform lets through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import httpx
 
 from cloud_adapters.base import Figures, Invoker, Receipt, scrubbed
-from fedless.protocol.cloud import ANSWER_BYTES_MAX
 from fedless.protocol.errors import Code
 
 CONNECT_S = 10.0
@@ -87,9 +86,9 @@ class WebInvoker(Invoker):
                 data = bytearray()
                 async for piece in response.aiter_bytes():
                     data += piece
-                    if len(data) > ANSWER_BYTES_MAX:
+                    if len(data) > self.answer_bytes_max:
                         raise self.error(
-                            Code.PLATFORM_ANSWER, f"{host} answered more than {ANSWER_BYTES_MAX} bytes"
+                            Code.PLATFORM_ANSWER, f"{host} answered more than {self.answer_bytes_max} bytes"
                         )
                 return Reply(response.status_code, response.headers, bytes(data))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:

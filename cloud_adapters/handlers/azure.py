@@ -6,13 +6,12 @@ The package's `function_app.py` is `from cloud_adapters.handlers.azure import ap
 from __future__ import annotations
 
 import json
-import os
 
 import azure.functions as func
 
-from cloud_adapters.handlers.function import run, status_of
+from cloud_adapters.handlers.function import run
+from cloud_adapters.handlers.invoked import left_ms, status_of
 
-LIMIT = "FEDLESS_TIMEOUT_S"
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
 
@@ -20,6 +19,5 @@ app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 @app.route("fedless", methods=["POST"])
 def fedless(request: func.HttpRequest) -> func.HttpResponse:
     """One invocation."""
-    limit = os.environ.get(LIMIT, "")
-    answer = run(request.get_body(), float(limit) * 1000 if limit else None)
+    answer = run(request.get_body(), left_ms())
     return func.HttpResponse(json.dumps(answer), status_code=status_of(answer), mimetype="application/json")

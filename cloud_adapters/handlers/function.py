@@ -17,6 +17,7 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any, Self
 
+from cloud_adapters.handlers.invoked import since_process_start_ms
 from cloud_adapters.handlers.objects import local_sources
 from cloud_adapters.handlers.states import RESERVE_MS, States
 from edge_runtime import link as links
@@ -169,7 +170,7 @@ class CloudFunction:
     def _run(self, event: bytes | str | Mapping[str, Any], left_ms: float | None) -> Answer:
         begun = monotonic_ms()
         start = "warm" if self._invocations else "cold"
-        imported = 0.0 if self._invocations else _since_process_start_ms()
+        imported = 0.0 if self._invocations else since_process_start_ms()
         self._invocations += 1
         work = _Work(self.deployment, self._scratch, self._memory, Timings(begun), start, self._reserve_ms)
         outcome, detail = REPORTED, ""
@@ -357,15 +358,3 @@ def run(event: bytes | str | Mapping[str, Any], left_ms: float | None = None) ->
         say("function", "not_deployed", why=str(error))
         return answer_to_values(Answer(error.code.value, " ".join(filter(None, (error.detail, error.fix)))))
     return function.run(event, left_ms)
-
-
-def status_of(answer: Mapping[str, Any]) -> int:
-    """The HTTP status of an answer: 429 asks the platform for another process, all else was handled."""
-    return 429 if answer["outcome"] == Code.BUSY.value else 200
-
-
-def _since_process_start_ms() -> float:
-    """From the start of this process until now: what its cold start cost on our side."""
-    ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
-    booted = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    return round(max(0.0, booted - ticks / os.sysconf("SC_CLK_TCK")) * 1000, 1)

@@ -6,28 +6,20 @@ Targets: `fedless` (signature type http) and `fedless_event` (cloudevent). Deplo
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
-from cloud_adapters.handlers.function import run, status_of
-
-LIMIT = "FEDLESS_TIMEOUT_S"
-"""The time limit that the function is deployed with, in seconds; the platform does not tell it."""
+from cloud_adapters.handlers.function import run
+from cloud_adapters.handlers.invoked import left_ms, status_of
 
 
 def fedless(request: Any) -> tuple[bytes, int, dict[str, str]]:  # noqa: ANN401 - flask's request
     """An HTTP request; the answer's JSON."""
-    answer = run(request.get_data(), _left_ms())
+    answer = run(request.get_data(), left_ms())
     return json.dumps(answer).encode(), status_of(answer), {"content-type": "application/json"}
 
 
 def fedless_event(event: Any) -> None:  # noqa: ANN401 - a CloudEvent of the sdk that the framework brings
     """A CloudEvent; nothing is answered. A process at work on another one raises, so that the event comes again."""
-    answer = run(event.data if isinstance(event.data, dict) else bytes(event.data), _left_ms())
+    answer = run(event.data if isinstance(event.data, dict) else bytes(event.data), left_ms())
     if status_of(answer) != 200:  # noqa: PLR2004 - HTTP
         raise RuntimeError(answer["detail"])
-
-
-def _left_ms() -> float | None:
-    limit = os.environ.get(LIMIT, "")
-    return float(limit) * 1000 if limit else None

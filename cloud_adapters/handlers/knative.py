@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cloud_adapters.handlers.function import run, status_of
+from cloud_adapters.handlers.function import run
+from cloud_adapters.handlers.invoked import left_ms, status_of
 from fedless.protocol.cloud import PAYLOAD_BYTES_MAX
 
-LIMIT = "FEDLESS_TIMEOUT_S"
 Send = Callable[[Any], Awaitable[None]]
 
 
@@ -38,9 +37,3 @@ class Http:
 def new() -> Http:
     """What func-python asks a module for."""
     return Http()
-
-
-def left_ms() -> float | None:
-    """The time limit that the function is deployed with."""
-    limit = os.environ.get(LIMIT, "")
-    return float(limit) * 1000 if limit else None

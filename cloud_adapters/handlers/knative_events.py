@@ -7,7 +7,8 @@ import uuid
 from typing import Any
 
 from cloud_adapters.handlers.function import run
-from cloud_adapters.handlers.knative import Send, left_ms
+from cloud_adapters.handlers.invoked import left_ms
+from cloud_adapters.handlers.knative import Send
 
 
 class Event:

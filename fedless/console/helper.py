@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cloud_adapters.packaging import KEYS, Wanted
+from cloud_adapters.packaging import package as make
 from fedless.console.link import CONFIGURATION, find_fleet
+from fedless.console.package import tell
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
@@ -67,6 +71,52 @@ def serve(
     from fedless.helper.main import serve as run
 
     run(directory / "helper.toml" if directory.is_dir() else directory)
+
+
+@app.command()
+def package(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The helper's directory.")],
+    target: Annotated[str, typer.Option(help="aws-lambda, azure, google, knative, openfaas or openwhisk.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder to make. Default: package-TARGET."),
+    ] = None,
+    python: Annotated[str, typer.Option(help="Python version of the platform.")] = Wanted.python,
+    arch: Annotated[str, typer.Option(help="x86_64 or aarch64.")] = Wanted.architecture,
+) -> None:
+    """Package the helper as a cloud function, without its keys, and print the commands that deploy it."""
+    from fedless.helper.config import load
+    from fedless.helper.packaging import contents
+
+    wanted = Wanted(contents(load(directory / "helper.toml")), out or Path(f"package-{target}"), python, arch)
+    made = make(target, wanted)
+    tell(made, (f"fedless helper secret {directory} --target {target} --out {KEYS}",))
+
+
+@app.command()
+def secret(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The helper's directory.")],
+    target: Annotated[str, typer.Option(help="The platform that gets it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="New file, of mode 0600.")] = Path(
+        KEYS
+    ),
+    database_password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The password of a memory in PostgreSQL.")
+    ] = None,
+) -> None:
+    """Write the helper's keys as the platform's secret takes them; remove the file when the platform has it."""
+    from fedless.helper.config import load
+    from fedless.helper.packaging import secret_text
+
+    password = "" if database_password_file is None else _read(database_password_file).decode().strip()
+    text = secret_text(load(directory / "helper.toml"), target, password)
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise LocalError(Code.STATE_EXISTS, f"{out}: {error.strerror}.", fix="Name another --out.") from error
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    typer.echo(f"wrote {out}; whoever reads it can open this helper's seeds")
 
 
 def _read(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cloud_adapters.packaging import MB, Wanted
+from cloud_adapters.packaging import MB, Package, Wanted
 from cloud_adapters.packaging import package as make
 from fedless.protocol.errors import Code, LocalError
 
@@ -34,10 +34,15 @@ def package(
             fix="`fedless fleet add-function NAME --platform ... --config FILE` writes it.",
         ) from error
     made = make(target, Wanted(text, out or Path(f"package-{target}"), python, arch))
+    tell(made)
+
+
+def tell(made: Package, before: tuple[str, ...] = ()) -> None:
+    """Say what was made, its size, and how it is deployed: by the commands `before` and its own."""
     zipped = f", {made.zip_bytes / MB:.0f} MB zipped" if made.zip_bytes else ""
     typer.echo(f"wrote {made.path}: {made.size_bytes / MB:.0f} MB{zipped}")
     for note in made.notes:
         typer.echo(note)
     typer.echo("Deploy it with:")
-    for command in made.commands:
+    for command in (*before, *made.commands):
         typer.echo(f"  {command}")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud_adapters.handlers.function import CloudFunction
-from cloud_adapters.handlers.server import Handler as Base
+from cloud_adapters.handlers.listening import Handler as Base
 from edge_runtime.log import say
 from fedless.experiments.shaping import variables
 from fedless.protocol.cloud import deployment_from_json

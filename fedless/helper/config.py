@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from fedless.helper.closing import Demands
+from fedless.helper.opening import SCHEMES
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.secagg.helper import HelperRules
 
@@ -48,9 +50,13 @@ class KeySettings(_Section):
 
 
 class StateSettings(_Section):
-    """Where the helper remembers what it closed. Losing it means losing the protection against repeats."""
+    """Where the helper remembers what it closed. Losing it means losing the protection against repeats.
+
+    `url` empty: in `directory`; else in PostgreSQL or an object store, which instances of a function share.
+    """
 
     directory: Path = Path("state")
+    url: Annotated[str, Field(pattern=rf"^({'|'.join(SCHEMES)})://[^\s]{{1,1000}}$")] | Literal[""] = ""
 
 
 class RuleSettings(_Section):
@@ -63,9 +69,10 @@ class RuleSettings(_Section):
     words_max: int = Field(100_000_000, ge=1, le=2**31)
 
     @property
-    def rules(self) -> HelperRules:
-        """As the pure code wants them."""
-        return HelperRules(self.minimum, self.count_functions, self.minimum_noise)
+    def demands(self) -> Demands:
+        """As what decides wants them."""
+        rules = HelperRules(self.minimum, self.count_functions, self.minimum_noise)
+        return Demands(rules, self.reports_max, self.words_max)
 
 
 class Settings(BaseSettings):

@@ -14,14 +14,15 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import structlog
 
+from fedless.helper.closing import Helper, Trust
 from fedless.helper.config import Settings, load
-from fedless.helper.memory import Memory
-from fedless.helper.service import Helper, Trust, credentials, new_server
+from fedless.helper.opening import open_memory
+from fedless.helper.service import credentials, new_server
 from fedless.protocol import identity
 from fedless.protocol.crypto import KEY_BYTES, p256_from_pem, sha256, x25519_public
 from fedless.protocol.errors import Code, LocalError
@@ -86,10 +87,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     key_pem, certificate_pem = _read(settings.keys.key), _read(settings.keys.certificate)
     authority_der = ssl.PEM_cert_to_DER_cert(authority_pem.decode("ascii"))
     trust = Trust(settings.fleet.name, authority_der, settings.fleet.denied)
-    with Memory(settings.state.directory) as memory:
+    settings.state.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with closing(open_memory(settings.state.directory, settings.state.url)) as memory:
         helper = Helper(
             trust=trust,
-            settings=settings.rules,
+            demands=settings.rules.demands,
             memory=memory,
             clock=lambda: time.time_ns() // 1_000_000,
             randomness=os.urandom,

@@ -1,4 +1,4 @@
-"""What the helper never forgets: closed rounds, used seeds, and who was summed over which model.
+"""The helper's memory in a directory of its own: closed rounds, used seeds, who was summed over which model; calls.
 
 SQLite with a full sync at every commit: what is answered was recorded before. One process at a time holds the
 directory; one thread at a time uses the connection. Only hashes of seeds are kept, and a seed for the noise of
@@ -13,11 +13,11 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from fedless.helper.remembering import Remembered, same_set
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.secagg.helper import Closed, Closing, RefusedReports, repeats
 
@@ -29,21 +29,14 @@ CREATE TABLE IF NOT EXISTS seeds (mark BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counted (
     model BLOB NOT NULL, client_id TEXT NOT NULL, PRIMARY KEY (model, client_id)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS calls (id BLOB PRIMARY KEY, expires_at_ms INTEGER NOT NULL) WITHOUT ROWID;
 """
 _PARAMETERS = 500
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Remembered:
-    """A closed round, and when it was closed (Unix ms)."""
-
-    closed: Closed
-    at_ms: int
-
-
 class Memory:
-    """The helper's state directory, held by this process until `close`."""
+    """`Remembering` in a state directory, held by this process until `close`."""
 
     def __init__(self, directory: Path) -> None:
         """Open or make it. Raises `LocalError` STATE_LOCKED, STATE_MISSING or STATE_CORRUPT."""
@@ -95,22 +88,16 @@ class Memory:
             os.close(self._lock_file)
 
     def remembered(self, context: bytes) -> Remembered | None:
-        """What is known of a context, if it was closed."""
+        """See `Remembering`."""
         with self._transaction() as connection:
             return self._remembered(connection, context)
 
     def record(self, closing: Closing, noise_seed: bytes, at_ms: int) -> Closed | RefusedReports:
-        """Record a set before it is answered, unless something in it was summed before.
-
-        The same set again gives what was recorded first. Raises `LocalError(INTERNAL)` if the context was closed
-        with another set meanwhile (`close_set` refuses that before).
-        """
+        """See `Remembering`."""
         with self._transaction() as connection:
             known = self._remembered(connection, closing.context)
             if known is not None:
-                if known.closed.set_digest != closing.set_digest:
-                    raise LocalError(Code.INTERNAL, "A context was closed twice at once.")
-                return known.closed
+                return same_set(known.closed, closing)
             refused = repeats(closing, self._used(connection, closing), self._counted(connection, closing))
             if refused is not None:
                 return refused
@@ -121,6 +108,13 @@ class Memory:
             counted = [(closing.model_mark, client_id) for client_id in closing.client_ids]
             connection.executemany("INSERT INTO counted VALUES (?, ?)", counted)
             return closed
+
+    def take_call(self, call_id: bytes, expires_at_ms: int, now_ms: int) -> bool:
+        """See `Remembering`."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM calls WHERE expires_at_ms < ?", (now_ms,))
+            taken = connection.execute("INSERT OR IGNORE INTO calls VALUES (?, ?)", (call_id, expires_at_ms))
+            return taken.rowcount == 1
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

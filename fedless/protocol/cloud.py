@@ -23,6 +23,7 @@ PAYLOAD_VERSION = 1
 PAYLOAD_BYTES_MAX = 8 * 1024
 ANSWER_BYTES_MAX = 64 * 1024
 REPORTED = "reported"
+REPLIED = "replied"
 _DETAIL_MAX = 500
 
 
@@ -36,7 +37,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Answer:
-    """The function to its invoker. `outcome` is `reported` or a code's value.
+    """The function to its invoker. `outcome` is `reported` or a code's value; a helper's is `replied`, with its reply.
 
     `start` is `cold` for the first invocation of its process, else `warm`; times are ms of the function's own
     clock, `import_ms` from the start of its process to its first line that can work.
@@ -50,6 +51,7 @@ class Answer:
     peak_rss_mb: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    reply: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,31 @@ def payload_from_json(data: bytes | str | Mapping[str, Any]) -> Payload:
     return Payload(raw, claim)
 
 
+def call_to_json(call: bytes) -> bytes:
+    """Aggregator to a helper that is a function: a signed call (`secagg.calls`) as a payload."""
+    return json.dumps({"fedless": PAYLOAD_VERSION, "call": base64.b64encode(call).decode()}).encode()
+
+
+def call_from_json(data: bytes | str | Mapping[str, Any]) -> bytes:
+    """Helper: the signed call in what came. Raises `PeerError(MALFORMED)`, which never repeats it."""
+    try:
+        values = data if isinstance(data, Mapping) else json.loads(data)
+        if values["fedless"] == PAYLOAD_VERSION:
+            return base64.b64decode(values["call"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        detail = "Expected a JSON object with fedless and call."
+        raise PeerError(Code.MALFORMED, detail) from error
+    raise PeerError(
+        Code.MALFORMED, f"Expected a call of version {PAYLOAD_VERSION}.",
+        fix="Deploy the helper again with the aggregator's version of fedless.",
+    )  # fmt: skip
+
+
 def answer_to_values(answer: Answer) -> dict[str, Any]:
     """Function: the answer as JSON values."""
-    return {"fedless": PAYLOAD_VERSION, **answer.__dict__, "detail": answer.detail[:_DETAIL_MAX]}
+    values = {"fedless": PAYLOAD_VERSION, **answer.__dict__, "detail": answer.detail[:_DETAIL_MAX]}
+    del values["reply"]
+    return {**values, "reply": base64.b64encode(answer.reply).decode()} if answer.reply else values
 
 
 def answer_from_values(values: object) -> Answer:
@@ -117,13 +141,15 @@ def answer_from_values(values: object) -> Answer:
             fix="Deploy the function again with the aggregator's version of fedless.",
         )
     outcome = values["outcome"]
-    if outcome != REPORTED:
+    if outcome not in (REPORTED, REPLIED):
         outcome = Code.of(str(outcome)).value
     numbers = ("total_ms", "import_ms", "peak_rss_mb", "bytes_up", "bytes_down")
     try:
         figures = {name: float(values.get(name, 0)) for name in numbers}
+        reply = base64.b64decode(values.get("reply", ""), validate=True)
     except (TypeError, ValueError) as error:
-        raise PeerError(Code.PLATFORM_ANSWER, "A figure in the answer is no number.") from error
+        detail = "A figure in the answer is no number, or its reply no base64."
+        raise PeerError(Code.PLATFORM_ANSWER, detail) from error
     return Answer(
         outcome=outcome,
         detail=str(values.get("detail", ""))[:_DETAIL_MAX],
@@ -133,6 +159,7 @@ def answer_from_values(values: object) -> Answer:
         peak_rss_mb=figures["peak_rss_mb"],
         bytes_up=int(figures["bytes_up"]),
         bytes_down=int(figures["bytes_down"]),
+        reply=reply,
     )
 
 

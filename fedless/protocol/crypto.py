@@ -88,6 +88,9 @@ class Label(StrEnum):
     ROUND_RESULT = "round-result"
     # -- signed by the helper's certificate key
     MASK_SUM = "mask-sum"
+    HELPER_REPLY = "helper-reply"
+    # -- signed by the aggregator's certificate key
+    HELPER_CALL = "helper-call"
 
 
 class Prg(StrEnum):

@@ -113,6 +113,8 @@ class Code(Enum):
     TOO_FEW = "too_few"
     SEED_REPEATED = "seed_repeated"
     HELPER_KEY = "helper_key"
+    CALL_EXPIRED = "call_expired"
+    CALL_REPEATED = "call_repeated"
     RING_OVERFLOW = "ring_overflow"
     PRIVACY_BUDGET = "privacy_budget"
     # -- cloud functions
@@ -253,6 +255,8 @@ MEANINGS: dict[Code, Meaning] = {
     Code.TOO_FEW: Meaning(_PRE, "Too few clients are left."),
     Code.SEED_REPEATED: Meaning(_DENIED, "A mask seed occurs twice."),
     Code.HELPER_KEY: Meaning(_DENIED, "The helper's key is not the pinned one."),
+    Code.CALL_EXPIRED: Meaning(_PRE, "The call to the helper is past its end, or too far before it."),
+    Code.CALL_REPEATED: Meaning(_EXISTS, "The call to the helper was made before."),
     Code.RING_OVERFLOW: Meaning(_ARG, "The sum would not fit into the ring."),
     Code.PRIVACY_BUDGET: Meaning(_FULL, "A client's privacy budget would be passed."),
     Code.FUNCTION_UNKNOWN: Meaning(_MISSING, "The platform knows no such function."),

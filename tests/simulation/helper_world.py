@@ -20,9 +20,8 @@ from aggregator.helpers import HelperRounds
 from aggregator.link import Answer, SecondParty
 from aggregator.masked import MaskedMode
 from aggregator.tickets import Tickets
-from fedless.helper.config import RuleSettings
+from fedless.helper.closing import Demands, Helper, Trust
 from fedless.helper.memory import Memory
-from fedless.helper.service import Helper, Trust
 from fedless.protocol import crypto, identity
 from fedless.protocol.crypto import start_digest
 from fedless.protocol.errors import Code, PeerError
@@ -121,7 +120,7 @@ class HelperWorld(World):
         self.memory = Memory(self.folder / "helper")
         second = Helper(
             trust=Trust(FLEET, self.authority.der, self.denied),
-            settings=RuleSettings(),
+            demands=Demands(),
             memory=self.memory,
             clock=self.clock,
             randomness=bytes,

@@ -11,12 +11,12 @@ import pytest
 
 from aggregator.link import Answer
 from aggregator.store import helper_rounds
-from fedless.helper.config import RuleSettings
+from fedless.helper.closing import Demands
 from fedless.protocol import crypto
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, ReportHeader
 from fedless.protocol.secagg import codec
-from fedless.protocol.secagg.helper import RefusedReports
+from fedless.protocol.secagg.helper import HelperRules, RefusedReports
 from fedless.protocol.secagg.helper_messages import CloseRequest, HelperReport
 from tests.simulation.helper_world import CLIENTS, HelperWorld, helper_task, mean_of
 from tests.simulation.world import refusal_of
@@ -68,13 +68,13 @@ async def test_same_round_closed_twice_with_different_sets_is_refused(world: Hel
     opened = await world.database.run(lambda c: helper_rounds.load_opened(c, round_id))
     again = CloseRequest(opened, tuple(heads))
     assert not isinstance(await world.calls.close(again, 1000), RefusedReports)
-    world.calls.helper = replace(world.calls.helper, settings=RuleSettings(minimum=7))
+    world.calls.helper = replace(world.calls.helper, demands=Demands(HelperRules(minimum=7)))
     fewer = CloseRequest(opened, tuple(heads[:7]))
     assert await refusal_of(world.calls.close(fewer, 1000)) is Code.CONFLICTING_REPEAT
 
 
 async def test_set_below_the_helpers_minimum_is_refused(world: HelperWorld) -> None:
-    world.calls.helper = replace(world.calls.helper, settings=RuleSettings(minimum=9))
+    world.calls.helper = replace(world.calls.helper, demands=Demands(HelperRules(minimum=9)))
     assert await abandoned(world) == "too_few: Expected 9 reports or more, found 8."
 
 

@@ -25,7 +25,7 @@ def test_sample_parses_documents_every_field_and_shows_the_defaults() -> None:
         assert f"[{name}]" in text
         for field in section.annotation.model_fields:  # type: ignore[union-attr]
             assert f"\n{field} =" in text
-    assert sample.rules.rules == HelperRules(8, count_functions=False)
+    assert sample.rules.demands.rules == HelperRules(8, count_functions=False)
 
 
 def test_all_complaints_are_told_at_once(tmp_path: Path) -> None:

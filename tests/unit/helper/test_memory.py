@@ -66,16 +66,6 @@ def test_client_summed_twice_over_one_model_is_refused(tmp_path: Path) -> None:
         assert isinstance(memory.record(closing(3, range(600), b"next model"), b"", 4), Closed)
 
 
-def test_context_closed_with_another_set_meanwhile_is_our_own_fault(tmp_path: Path) -> None:
-    with Memory(tmp_path) as memory:
-        first = closing(1, range(3))
-        memory.record(first, b"", 1)
-        other = Closing(**{**vars(first), "set_digest": b"other"})
-        with pytest.raises(LocalError) as error:
-            memory.record(other, b"", 2)
-        assert error.value.code is Code.INTERNAL
-
-
 def test_second_helper_on_the_same_state_is_refused(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from fedless.helper.memory import Memory\n"
