@@ -47,8 +47,7 @@ class HelperService(helper_pb2_grpc.HelperServicer):
     ) -> AsyncIterator[helper_pb2.MaskSumChunk]:
         """See helper.proto."""
         try:
-            self._helper.trust.caller(_certificate(context), self._helper.clock())
-            request = await self._receive(requests)
+            request = await self._receive(requests, context)
             async with self._turn:
                 answer = await asyncio.to_thread(self._helper.close, request)
             if isinstance(answer, RefusedReports):
@@ -64,12 +63,19 @@ class HelperService(helper_pb2_grpc.HelperServicer):
         except Exception as error:  # noqa: BLE001 - the border: no error may leave as it is
             await _refuse(context, error)
 
-    async def _receive(self, requests: AsyncIterator[helper_pb2.CloseChunk]) -> CloseRequest:
-        """The whole request. Raises `PeerError` as soon as it is too large."""
+    async def _receive(
+        self, requests: AsyncIterator[helper_pb2.CloseChunk], context: Context
+    ) -> CloseRequest:
+        """The whole request. Raises `PeerError` as soon as it is too large.
+
+        Who calls is judged when the first chunk is here: a call that ends while its caller is still sending comes to it
+        as an error of the library, and not as ours.
+        """
         opened: HelperOpen | None = None
         reports: list[HelperReport] = []
         async for chunk in _with_timeout(requests):
             if opened is None:
+                self._helper.trust.caller(_certificate(context), self._helper.clock())
                 opened = wire.close_open_from_pb(chunk)
             reports += wire.close_reports_from_pb(chunk)
             self._helper.demands.check_size(opened, len(reports))

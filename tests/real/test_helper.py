@@ -6,97 +6,35 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
 
-from aggregator.authority import Authority
-from fedless.helper.config import Settings, load
 from fedless.helper.main import found, running
 from fedless.protocol import crypto, identity
-from fedless.protocol.crypto import Prg
 from fedless.protocol.errors import Code, LocalError, PeerError
-from fedless.protocol.identity import Name, Role
+from fedless.protocol.identity import Role
 from fedless.protocol.prg import Words
 from fedless.protocol.secagg import helper
 from fedless.protocol.secagg.helper import RefusedReports
-from fedless.protocol.secagg.helper_messages import CloseRequest, HelperOpen, HelperReport, MaskSum
+from fedless.protocol.secagg.helper_messages import CloseRequest, HelperReport, MaskSum
 from fedless.protocol.secagg.messages import Member
 from fedless.protocol.secagg.ring import plan
 from fedless.protocol.wire import helper as wire
 from fedless.protocol.wire.clients import error_from_bytes
 from fedless.v1 import helper_pb2_grpc
+from tests.helper_fleet import FLEET, World
 
 pytestmark = pytest.mark.real
 NOW_MS = 1_790_000_000_000
-FLEET = "greenhouse"
 DIMENSION = 300_000  # more than one chunk of words
-
-
-class World:
-    """A fleet's authority, a helper's directory, and clients."""
-
-    def __init__(self, root: Path) -> None:
-        self.authority = Authority.create(FLEET, NOW_MS)
-        self.directory = root / "helper"
-        self.pin = found(self.directory, FLEET, self.authority.pem)
-        csr = (self.directory / "request.der").read_bytes()
-        self.helper = self.authority.issue(Name(FLEET, Role.HELPER, "main"), csr, NOW_MS, 3650)
-        (self.directory / "cert.pem").write_bytes(self.helper.chain_pem)
-        with (self.directory / "helper.toml").open("a") as file:
-            file.write(
-                'denied = "denied.txt"\n[listen]\naddress = "127.0.0.1"\nport = 0\n[rules]\nminimum = 3\n'
-            )
-        (self.directory / "denied.txt").write_text("# nobody yet\n")
-        self.clients = {n: self.certify(Role.DEVICE, f"client-{n}") for n in range(1, 7)}
-
-    @property
-    def settings(self) -> Settings:
-        return load(self.directory / "helper.toml")
-
-    def certify(self, role: Role, name: str) -> tuple[bytes, bytes, bytes]:
-        """(key PEM, chain PEM, leaf DER)."""
-        key = identity.new_key()
-        issued = self.authority.issue(Name(FLEET, role, name), identity.make_csr(key), NOW_MS, 3650)
-        return identity.key_pem(key), issued.chain_pem, issued.chain_der[0]
-
-    def open(self, round_id: int = 1, **changes: Any) -> HelperOpen:
-        opened = HelperOpen(
-            round_id=round_id,
-            model_version=round_id,
-            model_digest=crypto.sha256(b"model %d" % round_id),
-            task_digest=crypto.sha256(b"task"),
-            encoding=plan(n=10, dimension=DIMENSION, clip=1.0, max_examples=10),
-            prg=Prg.AES,
-            n_max=10,
-            deadline_at_ms=NOW_MS,
-            helper_certificate=self.helper.chain_der[0],
-            helper_key=bytes.fromhex((self.directory / "hpke.pub").read_text()),
-            signature=b"",
-        )
-        return helper.open_helper_round(replace(opened, **changes), sign=lambda message: message[:64])
-
-    def report(self, opened: HelperOpen, number: int) -> tuple[HelperReport, Words]:
-        key_pem, _, leaf = self.clients[number]
-        private = crypto.p256_from_pem(key_pem)
-        words = np.full(opened.encoding.words, number, dtype=np.uint32)
-        head = helper.mask_for_helper(
-            opened,
-            f"client-{number}",
-            leaf,
-            words,
-            seed=crypto.sha256(b"seed %d %d" % (opened.round_id, number)),
-            sign=lambda message: crypto.ecdsa_sign(private, message),
-        )
-        return head, words
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+    return World(tmp_path, NOW_MS, DIMENSION)
 
 
 async def ask(
@@ -205,7 +143,7 @@ async def test_caller_without_or_with_a_foreign_certificate_does_not_get_through
     world: World, port: int, tmp_path: Path
 ) -> None:
     request = CloseRequest(world.open(), ())
-    foreign = World(tmp_path / "foreign").certify(Role.AGGREGATOR, "main")
+    foreign = World(tmp_path / "foreign", NOW_MS, DIMENSION).certify(Role.AGGREGATOR, "main")
     for caller in (None, foreign):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await ask(world, port, request, caller)

@@ -55,6 +55,8 @@ ATTACKS = (
     "helper key swapped",
     "same round closed twice with different sets",
     "set below the helper's minimum",
+    "call to the helper replayed",
+    "helper's reply forged or replayed",
     "overflow of the ring",
     "bundle with a path escape",
     "bundle with a link",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedless.protocol.crypto import Label
-from fedless.protocol.secagg import helper_messages, messages, state
+from fedless.protocol.secagg import calls, helper_messages, messages, state
 from fedless.protocol.secagg.ring import Extra, RingEncoding
 
 TEXT = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
@@ -29,6 +29,11 @@ SENT = (
     helper_messages.HelperOpen,
     helper_messages.HelperReport,
     helper_messages.MaskSum,
+    helper_messages.CloseRequest,
+    calls.Call,
+    calls.SignedCall,
+    calls.Reply,
+    calls.SignedReply,
 )
 
 
