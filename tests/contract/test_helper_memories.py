@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextlib import closing as closed_in_the_end
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,7 @@ def test_same_seed_asked_of_two_instances_at_once_is_summed_once(instance: Open)
         sets = [closing(2 * race + i, range(5), b"model %d" % (2 * race + i)) for i in range(2)]
         shared = b"shared %d" % race
         left, right = (replace(each, seed_marks=(*each.seed_marks[:4], shared)) for each in sets)
-        answers = at_once(
-            lambda a=left: one.record(a, NOISE[0], 1), lambda b=right: two.record(b, NOISE[1], 1)
-        )  # type: ignore[misc]
+        answers = at_once(partial(one.record, left, NOISE[0], 1), partial(two.record, right, NOISE[1], 1))
         assert sum(isinstance(answer, Closed) for answer in answers) == 1, answers
         refused = next(answer for answer in answers if isinstance(answer, RefusedReports))
         assert refused.reasons == {"client-4": Code.SEED_REPEATED}
@@ -152,9 +151,7 @@ def test_same_round_asked_of_two_instances_at_once_gets_one_noise(instance: Open
     one, two = instance(), instance()
     for race in range(RACES):
         set_ = closing(race, range(5), b"model %d" % race)
-        answers = at_once(
-            lambda s=set_: one.record(s, NOISE[0], 1), lambda s=set_: two.record(s, NOISE[1], 1)
-        )  # type: ignore[misc]
+        answers = at_once(partial(one.record, set_, NOISE[0], 1), partial(two.record, set_, NOISE[1], 1))
         assert answers[0] == answers[1]
         assert answers[0].noise_seed in NOISE
         assert instance().record(set_, b"c" * 32, 9) == answers[0]
@@ -167,9 +164,7 @@ def test_same_round_with_two_sets_at_once_is_closed_with_one(instance: Open) -> 
         right = replace(
             left, set_digest=b"fewer", client_ids=left.client_ids[:7], seed_marks=left.seed_marks[:7]
         )
-        answers = at_once(
-            lambda a=left: one.record(a, NOISE[0], 1), lambda b=right: two.record(b, NOISE[1], 1)
-        )  # type: ignore[misc]
+        answers = at_once(partial(one.record, left, NOISE[0], 1), partial(two.record, right, NOISE[1], 1))
         assert sum(isinstance(answer, Closed) for answer in answers) == 1, answers
         refused = next(answer for answer in answers if isinstance(answer, PeerError))
         assert refused.code is Code.CONFLICTING_REPEAT
@@ -179,9 +174,7 @@ def test_same_client_and_model_in_two_rounds_at_once_is_summed_once(instance: Op
     one, two = instance(), instance()
     for race in range(RACES):
         left, right = (closing(2 * race + i, range(3), b"model %d" % race) for i in range(2))
-        answers = at_once(
-            lambda a=left: one.record(a, NOISE[0], 1), lambda b=right: two.record(b, NOISE[1], 1)
-        )  # type: ignore[misc]
+        answers = at_once(partial(one.record, left, NOISE[0], 1), partial(two.record, right, NOISE[1], 1))
         assert sum(isinstance(answer, Closed) for answer in answers) == 1, answers
         refused = next(answer for answer in answers if isinstance(answer, RefusedReports))
         assert set(refused.reasons.values()) == {Code.MODEL_REPEATED}
@@ -191,10 +184,7 @@ def test_call_replayed_to_two_instances_at_once_is_taken_once(instance: Open) ->
     one, two = instance(), instance()
     for race in range(RACES):
         name = bytes([race] * 16)
-        taken = at_once(
-            lambda n=name: one.take_call(n, 1000, 10),  # type: ignore[misc]
-            lambda n=name: two.take_call(n, 1000, 10),  # type: ignore[misc]
-        )
+        taken = at_once(partial(one.take_call, name, 1000, 10), partial(two.take_call, name, 1000, 10))
         assert sorted(taken) == [False, True]
         assert not instance().take_call(name, 1000, 999)
 
@@ -206,7 +196,7 @@ def test_many_instances_close_many_rounds_and_all_are_kept(instance: Open) -> No
     def close(own: Remembering, part: list[Closing]) -> list[Closed | RefusedReports]:
         return [own.record(each, NOISE[0], 1) for each in part]
 
-    answers = at_once(*(lambda o=own, p=sets[i::3]: close(o, p) for i, own in enumerate(ways)))  # type: ignore[misc]
+    answers = at_once(*(partial(close, own, sets[i::3]) for i, own in enumerate(ways)))
     assert all(isinstance(each, Closed) for part in answers for each in part)
     after = instance()
     assert [
