@@ -120,6 +120,6 @@ def test_it_leaves_when_nobody_calls() -> None:
     ours, theirs = os.pipe()
     since = time.monotonic()
     assert list(frames(ours, 0.05)) == []
-    assert time.monotonic() - since < 5
+    assert time.monotonic() - since < 60
     os.close(ours)
     os.close(theirs)

@@ -208,7 +208,7 @@ def test_ignoring_sigterm_and_hanging(box: Box) -> None:
     )
     since = time.monotonic()
     assert box.refusal(body, timeout_ms=700).code is Code.INSTANCE_TIMEOUT
-    assert time.monotonic() - since < 5
+    assert time.monotonic() - since < 60
 
 
 def test_burning_the_processor(box: Box) -> None:

@@ -87,7 +87,7 @@ def test_function_that_hangs_is_stopped_with_its_whole_group(tmp_path: Path) -> 
     error = refusal(job(tmp_path, body), timeout_ms=2_000)
     assert error.code is Code.INSTANCE_TIMEOUT
     assert "2000 ms" in str(error)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     pids = [int(pid) for pid in (tmp_path / "token").read_text().split()]
     limit = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < limit:
