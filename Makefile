@@ -23,7 +23,7 @@ endif
 RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
-.PHONY: help demo demo-mixed deb docs record
+.PHONY: help demo demo-mixed deb docs pictures record
 .PHONY: test test-browser test-deploy test-image test-proxy test-chaos test-runtimes
 .PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
@@ -86,6 +86,10 @@ check: $(READY) check-proto check-vectors ## lint, format, types, layers; stubs 
 
 docs: .venv-docs/.ready ## build the documentation into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+pictures: $(READY) ## take the documentation's pictures of an experiment that runs for it
+	@deploy/setup/apt.sh mosquitto bubblewrap chromium
+	FEDLESS_BROWSER="$$(command -v chromium)" $(PY) docs/generate/pictures.py docs/pictures
 
 fmt: $(READY) ## format, and mend what the linter can mend
 	$(TOOLS)/ruff check --fix .

@@ -159,7 +159,7 @@ def _lost(passes: Sequence[Pass]) -> Iterator[str]:
             if len(who) == 1
             else ""
         )
-        yield f"Lost {times} times{often}. {loss(name)}"
+        yield f"Lost {'once' if times == 1 else f'{times} times'}{often}. {loss(name)}"
 
 
 # -- a round

@@ -1,7 +1,7 @@
 """*Pure.* The geometry of the report's figures: numbers in, marks of an SVG and a table out.
 
 `report` makes the figures, templates/report.html.j2 draws any of them in one macro. Coordinates are SVG user
-units, the origin is the upper left corner. Colours are names of CSS classes (`s1` to `s6`), so that the page
+units, the origin is the upper left corner. Colours are names of CSS classes (`s1` to `s7`), so that the page
 may turn dark.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 WIDTH, HEIGHT = 640.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 10.0, 40.0
-COLOURS = 6
+COLOURS = 7
 _TEXT_WIDTH = 6.8  # of one character at the axis' font size
 _LINE_HEIGHT = 13.0
 _BAR_SHARE = 0.68  # of a category's width

@@ -94,7 +94,7 @@ async def test_story_of_a_round_a_run_and_a_client(world: World) -> None:
     assert round_.stretches[2].on == "client-3"
     whole = await told(world, run_id)
     assert "finished" in whole.title
-    assert any("Lost 1 times: client-3." in line for line in whole.lines)
+    assert any("Lost once: client-3." in line for line in whole.lines)
     absent = await told(world, run_id, 2, "client-3")
     assert absent.lines[0].startswith("It was dropped: It checked in, and its report was not there")
     assert [what for _, what, _ in absent.timeline] == ["It checked in."]
