@@ -26,6 +26,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from aggregator.interfaces import Clock, Receipt
+from fedless.protocol.errors import Code
 from fedless.protocol.identity import server_name
 
 KEEPALIVE_S = 60
@@ -97,12 +98,17 @@ class MqttWaker:
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     async def start(self) -> bool:
-        """Begins to connect; whether it is connected within ten seconds. It goes on trying."""
+        """Begins to connect; whether it is connected within ten seconds. If not, says so, and goes on trying."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         try:
             await asyncio.wait_for(self._connected.wait(), CONNECT_S)
         except TimeoutError:
+            _log.warning(
+                "broker_unreachable", addresses=" ".join(self._access.addresses),
+                detail=Code.BROKER_UNREACHABLE.sentence,
+                fix="is mosquitto running, and does the firewall let us through?", then="wake-ups wait for it",
+            )  # fmt: skip
             return False
         return True
 
