@@ -24,7 +24,7 @@ RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
 .PHONY: help demo demo-mixed deb docs pictures record
-.PHONY: test test-browser test-deploy test-image test-proxy test-chaos test-runtimes
+.PHONY: test test-browser test-deploy test-long test-image test-proxy test-chaos test-runtimes
 .PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
@@ -38,9 +38,15 @@ demo-mixed: .venv-mixed/.ready .venv-clouds/.locked .venv-clouds-tools/.locked #
 	@deploy/setup/apt.sh mosquitto bubblewrap
 	FEDLESS_CLOUDS="$(CURDIR)" .venv-mixed/bin/fedless experiment run examples/mixed/experiment.toml $(RUN_ARGS)
 
-test: $(READY) ## run every test
+test: $(READY) ## unit, property, contract, simulation, and real processes over mTLS and MQTT
 	@deploy/setup/apt.sh mosquitto bubblewrap postgresql mtools dosfstools fdisk
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests
+
+test-long: $(READY) ## whole fleets that are killed in every phase, moved, restored; the random tests with more tries
+	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
+	FEDLESS_LONG=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) -m long tests
+	FEDLESS_LONG=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) tests/real/test_random_kills.py \
+	  tests/simulation/test_anything.py tests/simulation/test_anything_late.py
 
 test-runtimes: $(READY) .venv-runtimes/.locked ## the contract of TFLite runtimes on tflite-runtime 2.14 as well
 	FEDLESS_TFLITE_RUNTIME_PYTHON=$(abspath .venv-runtimes/bin/python) $(PY) -m pytest $(PYTEST_ARGS) \

@@ -18,8 +18,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when tensorflow is im
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Two shared cores: a deadline would test the machine. Derandomised where CI=true, so that a red run repeats.
+LONG = "FEDLESS_LONG" in os.environ
+"""Whether the tests marked `long` run, and the random ones try more: `make test-long`."""
 settings.register_profile("fedless", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("fedless")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves what takes long to a target of its own."""
+    if item.get_closest_marker("long") and not LONG:
+        pytest.skip("minutes of processes: make test-long")
 
 
 @pytest.fixture(scope="session")

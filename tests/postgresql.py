@@ -141,7 +141,10 @@ def _account() -> pwd.struct_passwd:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended by itself
+        return []
 
 
 def _wait_for_end(pid: int) -> None:

@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 def test_backup_of_a_running_service_is_served_again(tmp_path: Path) -> None:
     fleet = RunningFleet(tmp_path / "home", ports=Ports(0, 0, 0))
     archive, bare = tmp_path / "home.tar", tmp_path / "bare.tar"

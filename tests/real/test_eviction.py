@@ -100,6 +100,7 @@ class OwnBroker:
             end(self.process)
 
 
+@pytest.mark.long
 def test_own_broker_unreachable_at_the_start_then_there_then_told_late_of_a_revocation(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:

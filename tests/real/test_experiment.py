@@ -186,6 +186,7 @@ def test_masked_experiment_commits_without_a_device_that_dropped_out(tmp_path: P
     ]
 
 
+@pytest.mark.long
 def test_helped_experiment_commits_without_a_device_that_dropped_out(tmp_path: Path) -> None:
     """The helper is one more process; nine devices, one of them killed after it checked in."""
     file = experiment(tmp_path, 2, devices=9, mode="helper", dropouts=[{"client": 2, "round": 1}])
@@ -250,6 +251,7 @@ def images(count: int) -> bytes:
     return datasets.to_npz(datasets.load(data, seed=1).train)
 
 
+@pytest.mark.long
 def test_killed_device_does_not_stop_the_round_and_comes_back(tmp_path: Path) -> None:
     """kill -9 of a whole device in the middle of a round: the round closes with the others."""
     task = write_tables(

@@ -79,6 +79,7 @@ def serve(fleet: RunningFleet, tmp_path: Path, modes: list[str]) -> list[Any]:
     return processes
 
 
+@pytest.mark.long
 def test_functions_train_and_a_dead_one_costs_its_place_only(fleet: RunningFleet, tmp_path: Path) -> None:
     pytest.importorskip("obstore")
     processes = serve(fleet, tmp_path, ["plain"])

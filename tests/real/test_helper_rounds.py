@@ -195,6 +195,7 @@ def ended(fleet: RunningFleet, run_id: str) -> bool:
         return operator.run(run_id).state != "running"
 
 
+@pytest.mark.long
 def test_round_with_a_helper_that_is_killed_and_an_aggregator_that_is_killed(
     fleet: RunningFleet, second: HelperProcess, tmp_path: Path
 ) -> None:

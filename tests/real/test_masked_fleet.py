@@ -77,6 +77,7 @@ class Onlooker:
         return int(self.rows(f"SELECT count(*) FROM events WHERE event = '{event}'")[0][0])
 
 
+@pytest.mark.long
 def test_aggregator_killed_in_each_phase_goes_on_by_itself(tmp_path: Path) -> None:
     devices = [Device(f"edge-{number}", examples(40)) for number in range(1, DEVICES + 1)]
     with LocalFleet(tmp_path / "fleet", devices, open_link) as fleet:

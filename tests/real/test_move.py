@@ -16,6 +16,7 @@ pytestmark = pytest.mark.real
 OLD, NEW = "127.0.0.1", "127.0.0.2"
 
 
+@pytest.mark.long
 def test_device_follows_to_a_new_address(tmp_path: Path, free_port: Callable[[], int]) -> None:
     fleet = RunningFleet(tmp_path / "fleet", ports=Ports(free_port(), free_port(), free_port()))
     fleet.start()

@@ -107,6 +107,7 @@ class Shell:
                         child.kill()
 
 
+@pytest.mark.long
 def test_every_step_of_the_page_works(shell: Shell) -> None:
     for block in BLOCK.finditer(PAGE):
         text = block["text"]

@@ -21,12 +21,13 @@ import pytest
 
 from edge_runtime.functions import Functions
 from edge_runtime.journal import Journal
+from tests.conftest import LONG
 from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, wake_bytes
 
 pytestmark = pytest.mark.real
 CLIENT = "device-1"
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("FEDLESS_KILLS", "200"))
+KILLS = int(os.environ.get("FEDLESS_KILLS", "200" if LONG else "60"))
 """About 80 ms each."""
 KILLS_OF_A_ROUND = 4  # the fifth attempt at a round is the last one that it gets
 SCRIPT = """

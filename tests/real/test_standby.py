@@ -14,6 +14,7 @@ from tests.running_fleet import FEDLESS, ROOT, STOP_S, RunningFleet, wait_until
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.long
 def test_standby_takes_over_from_a_killed_aggregator(tmp_path: Path) -> None:
     fleet = RunningFleet(tmp_path / "home")
     fleet.start()

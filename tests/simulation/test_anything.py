@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select
 from aggregator.store import schema
 from fedless.protocol.errors import PeerError
 from fedless.protocol.messages import CheckIn
+from tests.conftest import LONG
 from tests.simulation.world import World, metrics, number_of, pieces, task, unit
 
 CLIENTS = [f"client-{number}" for number in range(4)]
@@ -149,7 +150,7 @@ async def play(operations: list[Operation]) -> None:
             await world.close()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40 if LONG else 12, suppress_health_check=[HealthCheck.too_slow])
 @given(operations)
 @example(
     [("check in", "client-0", 0), ("send all", "client-0", 0), ("crash", "", 0), ("send all", "client-0", 0)]

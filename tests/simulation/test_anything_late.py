@@ -22,6 +22,7 @@ from aggregator.members import Stage
 from aggregator.store import rounds, schema
 from fedless.protocol.errors import PeerError
 from fedless.protocol.messages import CheckIn
+from tests.conftest import LONG
 from tests.simulation.world import World, metrics, number_of, pieces, task, unit
 
 CLIENTS = [f"client-{number}" for number in range(4)]
@@ -125,7 +126,7 @@ async def play(operations: list[Operation]) -> None:
             await world.close()
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20 if LONG else 6, suppress_health_check=[HealthCheck.too_slow])
 @given(operations)
 @example([("send all", c, 0) for c in CLIENTS] + [("crash", "", 0)] + [("send all", c, 1) for c in CLIENTS])
 @example(
