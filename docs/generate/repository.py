@@ -9,6 +9,7 @@ from pathlib import Path
 
 FOLDER = "repository"
 _LINK = re.compile(r"(?<!!)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+_PICTURES = {".png", ".svg"}  # MkDocs copies those of docs/ as they are
 _LANGUAGES = {
     ".toml": "toml", ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".proto": "protobuf",
     ".service": "ini", ".conf": "ini", ".cfg": "ini", ".sh": "bash", ".tf": "terraform",
@@ -24,7 +25,7 @@ class Repository:
     def page_of(self, path: str) -> str | None:
         """The page's source path for a path from the root; None: there is no such file."""
         target = self._root / path
-        if path.startswith("docs/") and target.suffix == ".md" and target.is_file():
+        if path.startswith("docs/") and target.suffix in {".md", *_PICTURES} and target.is_file():
             return path.removeprefix("docs/")
         if target.is_dir():
             readme = f"{path}/README.md".lstrip("./")
