@@ -32,3 +32,17 @@ def test_lambda_template_names_the_entry() -> None:
         "cloud_adapters.handlers.aws_lambda.handler" in (ROOT / "deploy/cloud/aws-lambda/main.tf").read_text()
     )
     assert "maximum_retry_attempts = 0" in (ROOT / "deploy/cloud/aws-lambda/main.tf").read_text()
+
+
+def test_azure_template_describes_the_plan_that_linux_keeps_and_no_key() -> None:
+    """Flex Consumption: the old plan is retired on Linux; its settings come by the identity, not by a storage key."""
+    text = (ROOT / "deploy/cloud/azure/main.bicep").read_text()
+    assert "name: 'FC1', tier: 'FlexConsumption'" in text
+    assert "allowSharedKeyAccess: false" in text
+    assert "listKeys" not in text
+    assert text.count("{") == text.count("}")
+    assert text.count("[") == text.count("]")
+    declared = {
+        line.split()[1] for line in text.splitlines() if line.startswith(("param", "var", "resource"))
+    }
+    assert {word for word in declared if text.count(word) < 2} == {"ownsItsPackages"}
