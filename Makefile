@@ -56,6 +56,10 @@ test-chaos: $(READY) ## kill -9 of everything while a run goes on, drawn from a 
 	@deploy/setup/apt.sh mosquitto bubblewrap postgresql
 	FEDLESS_CHAOS=1 $(PY) -m pytest -s $(PYTEST_ARGS) tests/real/test_chaos.py
 
+test-roll-over: $(READY) ## replace a running fleet's ticket key and authority, one device there and one away
+	@deploy/setup/apt.sh mosquitto bubblewrap
+	FEDLESS_ROLL_OVER=1 $(PY) -m pytest $(PYTEST_ARGS) tests/real/test_roll_over.py
+
 CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
   tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py \
   tests/real/test_mixed.py

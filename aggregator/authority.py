@@ -13,11 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedless.protocol import identity
 from fedless.protocol.claim import authority_digest
+from fedless.protocol.crypto import ecdsa_sign
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.secagg.messages import Member
 
@@ -58,29 +60,25 @@ class Authority:
         self._key = key
 
     @classmethod
-    def create(cls, fleet: str, now_ms: int) -> Authority:
-        """A new authority with a fresh key, good for twenty years."""
-        key = identity.new_key()
-        return cls(
-            fleet, identity.authority_certificate(fleet, key, _days_after(now_ms, AUTHORITY_DAYS)), key
-        )
+    def create(cls, fleet: str, now_ms: int, *, follows: bool = False) -> Authority:
+        """A new authority with a fresh key, good for twenty years; `follows` another one of this fleet or not."""
+        key, end = identity.new_key(), _days_after(now_ms, AUTHORITY_DAYS)
+        return cls(fleet, identity.authority_certificate(fleet, key, end, follows=follows), key)
 
     @classmethod
-    def load(cls, directory: Path, fleet: str) -> Authority:
-        """The authority in `authority.pem` and `authority.key`; raises `LocalError` if they do not fit."""
+    def load(cls, directory: Path, fleet: str, name: str = "authority") -> Authority:
+        """The authority in `authority.pem` and `authority.key` (`name` is the stem); raises `LocalError`."""
         try:
-            certificate = x509.load_pem_x509_certificate((directory / "authority.pem").read_bytes())
-            key = serialization.load_pem_private_key(
-                (directory / "authority.key").read_bytes(), password=None
-            )
+            certificate = x509.load_pem_x509_certificate((directory / f"{name}.pem").read_bytes())
+            key = serialization.load_pem_private_key((directory / f"{name}.key").read_bytes(), password=None)
         except FileNotFoundError as error:
-            detail = f"Expected authority.pem and authority.key in {directory}."
+            detail = f"Expected {name}.pem and {name}.key in {directory}."
             raise LocalError(Code.STATE_MISSING, detail, fix="Check authority.directory.") from error
         except (ValueError, TypeError, OSError) as error:
             detail = f"Expected PEM files in {directory}; they cannot be read."
             raise LocalError(Code.STATE_CORRUPT, detail, fix="Restore them from a back-up.") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            detail = f"authority.key in {directory} is not the key of authority.pem."
+            detail = f"{name}.key in {directory} is not the key of {name}.pem."
             raise LocalError(Code.STATE_CORRUPT, detail, fix="Restore them from a back-up.")
         return cls(fleet, certificate, key)
 
@@ -104,6 +102,18 @@ class Authority:
         """The authority's name in a claim."""
         return authority_digest(self.der)
 
+    def sign(self, message: bytes) -> bytes:
+        """ECDSA over a message that is no certificate (`succession`)."""
+        return ecdsa_sign(self._key, message)
+
+    def signed(self, leaf_der: bytes) -> bool:
+        """Whether this authority signed a certificate."""
+        try:
+            x509.load_der_x509_certificate(leaf_der).verify_directly_issued_by(self._certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
     def issue(self, name: identity.Name, csr_der: bytes, now_ms: int, days: int) -> Issued:
         """A certificate for the key of a request; raises `PeerError` BAD_CSR."""
         return self.issue_until(name, csr_der, round(_days_after(now_ms, days).timestamp() * 1000))
@@ -118,9 +128,10 @@ class Authority:
         return Issued(chain, _serial(leaf), round(end.timestamp() * 1000))
 
     def renewed(self, chain_pem: bytes, key_pem: bytes, name: identity.Name, now_ms: int) -> Issued | None:
-        """A new certificate for a server's key once a third of `SERVER_DAYS` or less is left; else None.
+        """A new certificate for a server's key if a third of `SERVER_DAYS` or less is left; else None.
 
-        Raises `LocalError` STATE_CORRUPT when chain or key cannot be read.
+        Also if the one that it has is another authority's. Raises `LocalError` STATE_CORRUPT for a chain or key that is
+        none.
         """
         try:
             leaf = x509.load_pem_x509_certificate(chain_pem)
@@ -128,7 +139,8 @@ class Authority:
         except (ValueError, TypeError) as error:
             detail = f"The {name.role}'s cert.pem or cert.key cannot be read."
             raise LocalError(Code.STATE_CORRUPT, detail, fix="Restore them from a back-up.") from error
-        if leaf.not_valid_after_utc > _days_after(now_ms, SERVER_DAYS // 3):
+        own = self.signed(leaf.public_bytes(serialization.Encoding.DER))
+        if own and leaf.not_valid_after_utc > _days_after(now_ms, SERVER_DAYS // 3):
             return None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise LocalError(Code.STATE_CORRUPT, f"The {name.role}'s cert.key is not a P-256 key.")
@@ -143,6 +155,8 @@ class Authority:
         now = datetime.fromtimestamp(now_ms / 1000, UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self._certificate.subject)
         builder = builder.last_update(identity.BACKDATED).next_update(self._certificate.not_valid_after_utc)
+        own_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(own_key, critical=False)
         for serial in serials:
             entry = x509.RevokedCertificateBuilder().serial_number(int(serial, 16)).revocation_date(now)
             builder = builder.add_revoked_certificate(entry.build())
@@ -152,8 +166,8 @@ class Authority:
 class Callers:
     """Who is calling. A certificate is verified once; its end and the deny list are checked on every call."""
 
-    def __init__(self, authority_der: bytes, fleet: str) -> None:
-        self._authority_der = authority_der
+    def __init__(self, authority: identity.Roots, fleet: str) -> None:
+        self._authority = authority
         self._fleet = fleet
         self._known: dict[bytes, Caller] = {}
         self.denied: frozenset[str] = frozenset()
@@ -175,7 +189,7 @@ class Callers:
 
     def member(self, certificate_der: bytes, at_ms: int) -> Member:
         """Whom a certificate makes a member of a cohort at a moment; raises as `admit`, or WRONG_ROLE."""
-        name, key = identity.verify_chain([certificate_der], self._authority_der, self._fleet, at_ms)
+        name, key = identity.verify_chain([certificate_der], self._authority, self._fleet, at_ms)
         if name.role not in identity.CLIENT_ROLES:
             raise PeerError(Code.WRONG_ROLE, f"A {name.role} cannot be a member of a cohort.")
         if _serial(x509.load_der_x509_certificate(certificate_der)) in self.denied:
@@ -188,7 +202,7 @@ class Callers:
         except ValueError as error:
             raise PeerError(Code.FOREIGN_CERTIFICATE, "It cannot be read.") from error
         der = leaf.public_bytes(serialization.Encoding.DER)
-        name, _ = identity.verify_chain([der], self._authority_der, self._fleet, now_ms)
+        name, _ = identity.verify_chain([der], self._authority, self._fleet, now_ms)
         return Caller(name, _serial(leaf), round(leaf.not_valid_after_utc.timestamp() * 1000))
 
 

@@ -49,6 +49,8 @@ KEYS = (
     "operator/cert.key", "publisher/publisher.key",
 )  # fmt: skip
 """The private keys of a fleet: in a back-up `with_keys` only."""
+FOLLOWING = "authority/next.key"
+"""The same of an authority that is about to take the other's place."""
 RUNS_MAX = 1000
 """So many charges of one restoration have numbers of their own."""
 STOPPED = "the aggregator was restored from a back-up"
@@ -71,7 +73,8 @@ class Contents(BaseModel):
     @property
     def keys_left_out(self) -> tuple[str, ...]:
         """Private keys that must come from elsewhere before the fleet can be served."""
-        return tuple(name for name in KEYS if name not in self.files)
+        following = (FOLLOWING,) if FOLLOWING.replace(".key", ".pem") in self.files else ()
+        return tuple(name for name in (*KEYS, *following) if name not in self.files)
 
 
 def back_up(configuration: Path, target: Path, now_ms: int, *, with_keys: bool) -> Contents:

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
 
-from aggregator.authority import Authority, Callers, Issued
+from aggregator.authorities import Authorities, Phase, mark
+from aggregator.authority import Callers, Issued
 from aggregator.config import Settings
 from aggregator.functions import Functions, is_function
 from aggregator.interfaces import ClientRecord, Clock, Random
+from aggregator.keyring import Keyring
 from aggregator.link import read_helper_key
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
+from aggregator.store.functions import ids as function_ids
 from fedless.protocol import identity
 from fedless.protocol.claim import Claim, base32, secret_hash, secret_text
-from fedless.protocol.crypto import ed25519_from_pem, key_id, sha256
-from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.crypto import key_id, sha256
+from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, Mode, PolicyMessage, SigningKey
-from fedless.protocol.signed import signing_key
+from fedless.protocol.trust import TrustKind, TrustList
 
 CLAIMS_MAX = 10_000
 LABELS_MAX = 32
 LABEL_LENGTH_MAX = 128
 HOUR_MS = 3_600_000
+AUTHORITY, CERTIFICATE = TrustKind.AUTHORITY.value, "certificate"
 _log = structlog.get_logger("enrollment")
 
 
@@ -45,7 +50,7 @@ class IssuedClaim:
 
 @dataclass(frozen=True)
 class Terms:
-    """What every new client is told, and how long things are good."""
+    """What every new client is told, and how long things are good. `lists`: of ticket and publisher keys."""
 
     endpoints: Endpoints
     ticket_keys: tuple[SigningKey, ...]
@@ -53,28 +58,37 @@ class Terms:
     policy: PolicyMessage
     certificate_days: int
     claim_valid_hours: int
+    lists: tuple[TrustList, ...] = ()
+
+    def newer(self, numbers: Mapping[str, int]) -> tuple[TrustList, ...]:
+        """The signed lists of keys that a client with these numbers (by kind) has not followed."""
+        return tuple(each for each in self.lists if each.number > numbers.get(each.kind.value, 0))
 
 
 class Registrar:
-    """Keeps the list of clients; after a revocation `on_denied` hears the deny list, `on_revoked` whose it was."""
+    """Keeps the list of clients; after a revocation `on_denied` hears the deny list, `on_revoked` whose it was.
+
+    `on_online` hears who has come to the broker.
+    """
 
     def __init__(
         self,
         database: Database,
-        authority: Authority,
+        authorities: Authorities,
         terms: Terms,
         clock: Clock,
         random: Random,
     ) -> None:
         self._database = database
-        self._authority = authority
+        self._authorities = authorities
         self.terms = terms
         self._clock = clock
         self._random = random
-        self.callers = Callers(authority.der, authority.fleet)
-        self.functions = Functions(database, authority, clock, random)
+        self.callers = Callers(authorities.ders, authorities.fleet)
+        self.functions = Functions(database, authorities.serving, authorities.pem, clock, random)
         self.on_denied: Callable[[frozenset[str]], None] = lambda _: None
         self.on_revoked: Callable[[str], None] = lambda _: None
+        self.on_online: Callable[[str], None] = lambda _: None
 
     async def load(self) -> None:
         """Reads the deny list; to be awaited before the first call is served."""
@@ -111,7 +125,8 @@ class Registrar:
 
         await self._database.run(record)
         address = self.terms.endpoints.enrollment[0]
-        claims = [Claim(address, self._authority.digest, secret).text for secret in secrets]
+        authority = self._authorities.serving.digest  # whom the enrollment port proves itself by
+        claims = [Claim(address, authority, secret).text for secret in secrets]
         _log.info("claims_issued", count=count)
         return [IssuedClaim(n, text, expires_at_ms) for n, text in zip(names, claims, strict=True)]
 
@@ -148,15 +163,56 @@ class Registrar:
             raise refusal
         _log.info("client_enrolled", client=client_id)
         return Enrollment(
-            fleet=self._authority.fleet,
+            fleet=self._authorities.fleet,
             client_id=client_id,
-            chain_der=(leaf_der, self._authority.der),
+            chain_der=self._authorities.chain(leaf_der),
             endpoints=self.terms.endpoints,
             ticket_keys=self.terms.ticket_keys,
             publisher_keys=self.terms.publisher_keys,
             policy=self.terms.policy,
             now_ms=now_ms,
+            trust_lists=tuple({each.kind: each for each in self.trust_lists({})}.values()),
         )
+
+    def trust_lists(self, numbers: Mapping[str, int]) -> tuple[TrustList, ...]:
+        """The signed lists that a client has not followed yet; `numbers` of its newest ones, by kind."""
+        followed = numbers.get(TrustKind.AUTHORITY.value, 0)
+        authorities = tuple(each for each in self._authorities.lists if each.number > followed)
+        return (*authorities, *self.terms.newer(numbers))
+
+    def lacks(self, client: store.ClientRow) -> list[str]:
+        """What a device, by its last status, does not have yet of what the fleet changed since it was founded.
+
+        Kinds of trust whose newest list it has not followed; `certificate`, if it needs one of the new authority.
+        """
+        told = set(client.profile.get("trusts", ()))
+        found = [kind.value for kind, wanted in self._wanted().items() if not wanted <= told]
+        if self._authorities.phase is Phase.ISSUING:
+            own = client.profile.get("issued_by", "")
+            found += [CERTIFICATE] if own != mark(self._authorities.issuing) else []
+        return sorted(found)
+
+    def came(self, client_id: str) -> None:
+        """A client has come to the broker."""
+        self.on_online(client_id)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the fleet has changed a key or its authority since it was founded."""
+        return bool(self._authorities.lists or self.terms.lists)
+
+    async def behind(self) -> list[tuple[store.ClientRow, list[str]]]:
+        """The devices that lack something, and what."""
+        every, functions = await self._database.run(lambda c: (store.all_clients(c), function_ids(c)))
+        devices = [row for row in every if row.state == store.ENROLLED and row.client_id not in functions]
+        return [(row, lacking) for row in devices if (lacking := self.lacks(row))]
+
+    def _wanted(self) -> Mapping[TrustKind, frozenset[str]]:
+        """What clients name in their status, by kind; of kinds only that were changed since the fleet was founded."""
+        wanted = {each.kind: frozenset(key_id(m).hex() for m in each.members) for each in self.terms.lists}
+        if self._authorities.lists:
+            wanted[TrustKind.AUTHORITY] = frozenset(map(mark, self._authorities.believed))
+        return wanted
 
     async def renew(self, client_id: str, csr_der: bytes) -> Issued:
         """A new certificate for an enrolled client; raises `PeerError` BAD_CSR or UNKNOWN_CLIENT."""
@@ -202,17 +258,26 @@ class Registrar:
         )
 
     async def eligible(self) -> Sequence[ClientRecord]:
-        """All enrolled clients that are not revoked, by id: this is the core's `Fleet`."""
+        """All enrolled clients that are not revoked, by id: this is the core's `Fleet`.
+
+        While a new authority issues, whoever does not believe it yet must renew first: it would refuse the others.
+        """
         rows = await self._database.run(store.all_clients)
+        issuing = self._authorities.phase is Phase.ISSUING
+        strangers = (
+            {row.client_id for row, lacking in await self.behind() if AUTHORITY in lacking}
+            if issuing
+            else set()
+        )
         return [
             ClientRecord(row.client_id, row.online, row.last_seen_ms, row.not_before_ms, row.labels)
             for row in rows
-            if row.state == store.ENROLLED
+            if row.state == store.ENROLLED and row.client_id not in strangers
         ]
 
     def revocation_list(self) -> bytes:
         """The deny list as a CRL (PEM), for the broker."""
-        return self._authority.revocation_list(sorted(self.callers.denied), self._clock())
+        return self._authorities.revocation_list(sorted(self.callers.denied), self._clock())
 
     def _admit(self, connection: Connection, client_id: str, csr_der: bytes, claim_ends_ms: int) -> Issued:
         """A device's long certificate, once; or a function's for one invocation, as often as there are claims."""
@@ -228,8 +293,8 @@ class Registrar:
         return self._issue(client_id, csr_der, now_ms)
 
     def _issue(self, client_id: str, csr_der: bytes, now_ms: int) -> Issued:
-        name = identity.Name(self._authority.fleet, identity.Role.DEVICE, client_id)
-        return self._authority.issue(name, csr_der, now_ms, self.terms.certificate_days)
+        name = identity.Name(self._authorities.fleet, identity.Role.DEVICE, client_id)
+        return self._authorities.issuing.issue(name, csr_der, now_ms, self.terms.certificate_days)
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -248,7 +313,7 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
         broker.addresses or at_each(listen.hosts, broker.port),
         at_each(listen.hosts, listen.enrollment_port),
     )
-    publishers = [bytes.fromhex(key) for key in settings.fleet.publisher_keys]
+    tickets, publishers = ticket_ring(settings), publisher_ring(settings)
     policy = PolicyMessage(
         minimum_cohort=settings.policy.minimum_cohort,
         modes=tuple(Mode(m) for m in settings.policy.modes),
@@ -257,22 +322,32 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
     )
     return Terms(
         endpoints=endpoints or configured,
-        ticket_keys=(signing_key(read_ticket_key(settings)),),
-        publisher_keys=tuple(SigningKey(key_id(raw), raw) for raw in publishers),
+        ticket_keys=tuple(SigningKey(key_id(raw), raw) for raw in tickets.members()),
+        publisher_keys=tuple(SigningKey(key_id(raw), raw) for raw in publishers.members()),
         policy=policy,
         certificate_days=settings.authority.certificate_days,
         claim_valid_hours=settings.authority.claim_valid_hours,
+        lists=(*tickets.read(), *publishers.read()),
     )
+
+
+def ticket_ring(settings: Settings) -> Keyring:
+    """The keys that sign wake-ups."""
+    folder = settings.listen.directory
+    return Keyring(settings.fleet.name, TrustKind.TICKET, folder / "ticket.key", folder / "ticket-lists.json")
+
+
+def publisher_ring(settings: Settings, key: Path | None = None) -> Keyring:
+    """The keys that sign bundles; `key` is the file of the one that does, where it is not beside the configuration."""
+    first = tuple(bytes.fromhex(public) for public in settings.fleet.publisher_keys)
+    folder = settings.listen.directory
+    file = key or folder.parent / "publisher" / "publisher.key"
+    return Keyring(settings.fleet.name, TrustKind.PUBLISHER, file, folder / "publisher-lists.json", first)
 
 
 def read_ticket_key(settings: Settings) -> bytes:
     """The key (32 raw bytes) that signs wake-ups; raises `LocalError` STATE_MISSING or STATE_CORRUPT."""
-    path = settings.listen.directory / "ticket.key"
-    try:
-        return ed25519_from_pem(path.read_bytes())
-    except OSError as error:
-        detail = f"Expected the ticket key in {path}."
-        raise LocalError(Code.STATE_MISSING, detail, fix="Restore it from a back-up.") from error
+    return ticket_ring(settings).secret()
 
 
 def at_each(hosts: Sequence[str], port: int) -> tuple[str, ...]:

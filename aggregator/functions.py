@@ -38,11 +38,14 @@ _log = structlog.get_logger("functions")
 
 
 class Functions:
-    """The registered cloud functions of a fleet."""
+    """The registered cloud functions of a fleet. `authority_pem`: the authorities that they are to believe."""
 
-    def __init__(self, database: Database, authority: Authority, clock: Clock, random: Random) -> None:
+    def __init__(
+        self, database: Database, authority: Authority, authority_pem: bytes, clock: Clock, random: Random
+    ) -> None:
         self._database = database
         self._authority = authority
+        self._authority_pem = authority_pem
         self._clock = clock
         self._random = random
 
@@ -71,7 +74,7 @@ class Functions:
         deployment = Deployment(
             fleet=self._authority.fleet,
             client_id=client_id,
-            authority_pem=self._authority.pem.decode(),
+            authority_pem=self._authority_pem.decode(),
             ticket_keys=ticket_keys,
             publisher_keys=publisher_keys,
             policy=replace(policy, modes=tuple(Mode(mode) for mode in settings["modes"]))

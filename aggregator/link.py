@@ -61,13 +61,15 @@ def read_helper_key(settings: HelperSettings) -> bytes:
     return key
 
 
-def read_second_party(settings: HelperSettings, authority_der: bytes, fleet: str, now_ms: int) -> SecondParty:
+def read_second_party(
+    settings: HelperSettings, authority: identity.Roots, fleet: str, now_ms: int
+) -> SecondParty:
     """The helper of the settings. Raises `LocalError`: a missing file, or a certificate that is not a helper's."""
     path = settings.directory / "cert.pem"
     leaf = _read(path).partition(END_OF_CERTIFICATE)[0] + END_OF_CERTIFICATE
     try:
         der = ssl.PEM_cert_to_DER_cert(leaf.strip())
-        name, public_key = identity.verify_chain([der], authority_der, fleet, now_ms)
+        name, public_key = identity.verify_chain([der], authority, fleet, now_ms)
     except (ValueError, PeerError) as error:
         raise LocalError(Code.CONFIG_INVALID, f"{path}: {error}", fix=FIX) from error
     if name.role is not identity.Role.HELPER:

@@ -22,7 +22,7 @@ import structlog
 import uvloop
 
 from aggregator import lock, log
-from aggregator.authority import Authority
+from aggregator.authorities import Authorities
 from aggregator.blobs import Blobs
 from aggregator.broker import Broker, BrokerFiles
 from aggregator.config import BrokerKind, Settings, load
@@ -40,10 +40,12 @@ from aggregator.invoke import Wakers
 from aggregator.link import SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
+from aggregator.mosquitto import keep_revocation_list
 from aggregator.objects import ObjectBlobs, open_store
 from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.presence import Presence
+from aggregator.rollout import Rollout
 from aggregator.runs import News, Runs
 from aggregator.service import (
     EnrollmentService,
@@ -70,7 +72,6 @@ from fedless.protocol.messages import Endpoints, Mode
 from fedless.protocol.signed import sign_ticket
 
 ENDPOINTS_FILE = "endpoints.json"
-REVOCATION_FILE = "crl.pem"
 LOOPBACK = "127.0.0.1"
 STANDBY_S = 1.0
 _log = structlog.get_logger("aggregator")
@@ -169,21 +170,21 @@ async def running(
     `on_lost` hears, from another thread, that another aggregator has taken the database over.
     """
     async with AsyncExitStack() as exits:
-        authority = Authority.load(settings.authority.directory, settings.fleet.name)
+        authorities = Authorities.load(settings.authority.directory, settings.fleet.name)
         ticket_key = read_ticket_key(settings)
-        party = _read_party(settings, authority)
-        _renew_servers(settings, authority)
+        party = _read_party(settings, authorities)
+        _renew_servers(settings, authorities)
         database = Database.open(
             settings.database_url, wait_s=settings.state.database_wait_s, on_lost=on_lost
         )
         exits.callback(database.close)
         await database.run(store.nobody_online)
 
-        registrar = Registrar(database, authority, terms_of(settings), clock, os.urandom)
+        registrar = Registrar(database, authorities, terms_of(settings), clock, os.urandom)
         await registrar.load()
-        doors = await _open_doors(exits, settings, registrar, authority)
+        doors = await _open_doors(exits, settings, registrar, authorities)
         registrar.terms = terms_of(settings, doors.endpoints)
-        devices = await _open_waker(exits, settings, database, registrar, authority, doors.endpoints.mqtt)
+        devices = await _open_waker(exits, settings, database, registrar, authorities, doors.endpoints.mqtt)
         waker = _open_invokers(settings, database, registrar, devices)
         exits.push_async_callback(waker.close)
         core = _open_core(settings, database, registrar, waker, ticket_key, party)
@@ -205,21 +206,24 @@ async def running(
         sweep = Sweep(database, core.blobs, settings.state.keep_models, clock=clock, sleep=sleep)
         exits.callback(asyncio.create_task(sweep.run()).cancel)
         await core.orders.resume()
-        web = await _open_web(exits, settings, database, registrar, devices)
+        rollout = Rollout(registrar, core.orders, clock, os.urandom)
+        exits.push_async_callback(rollout.close)
+        rollout.begin()
+        web = await _open_web(exits, settings, database, registrar, devices, authorities.pem)
         _write_endpoints(settings, doors, web)
         yield doors.endpoints
 
 
 async def _open_web(
-    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, devices: MqttWaker
-) -> str:
+    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, devices: MqttWaker,
+    authority_pem: bytes,
+) -> str:  # fmt: skip
     """The dashboard and its siblings; where they are, or ""."""
     wanted, listen = settings.web, settings.listen
     if wanted.port is None:
         return ""
     from aggregator.web.server import Guard, Seen, Web  # noqa: PLC0415 - templates and metrics: 10 MB
 
-    authority_pem = (settings.authority.directory / "authority.pem").read_bytes()
     guard = Guard(
         listen.directory / "cert.pem", listen.directory / "cert.key", authority_pem, registrar.callers
     )
@@ -231,18 +235,18 @@ async def _open_web(
     return url
 
 
-def _read_party(settings: Settings, authority: Authority) -> SecondParty | None:
+def _read_party(settings: Settings, authorities: Authorities) -> SecondParty | None:
     if not settings.helper.exists:
         return None
-    return read_second_party(settings.helper, authority.der, settings.fleet.name, clock())
+    return read_second_party(settings.helper, authorities.ders, settings.fleet.name, clock())
 
 
-def _renew_servers(settings: Settings, authority: Authority) -> None:
+def _renew_servers(settings: Settings, authorities: Authorities) -> None:
     servers = [(settings.listen.directory, Role.AGGREGATOR)]
     if settings.broker.kind is BrokerKind.CHILD:
         servers.append((settings.broker.directory, Role.BROKER))
     for directory, role in servers:
-        if renew_server(directory, authority, role, clock()):
+        if renew_server(directory, authorities.serving, role, clock()):
             _log.info("server_certificate_renewed", role=role.value)
 
 
@@ -284,48 +288,35 @@ def _open_blobs(settings: Settings) -> Blobs:
 
 
 async def _open_doors(
-    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority: Authority
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authorities: Authorities
 ) -> Doors:
     listen, limits = settings.listen, settings.limits
-    identity = ServerIdentity(listen.directory, authority.pem)
+    identity = ServerIdentity(listen.directory, authorities.pem)
     fleet_server = new_server(limits.concurrent_calls)
     fleet_port = bind(
         fleet_server, listen.address, listen.fleet_port, identity.credentials(client_certificates=True)
     )
     enrollment_server = new_server(limits.enrollment_connections)
-    front = Front(authority.pem, limits.enrollment_connections, limits.enrollment_connections_per_address)
+    served, most = authorities.serving.pem, limits.enrollment_connections
+    front = Front(served, most, limits.enrollment_connections_per_address)
     failed = FailedClaims(limits.failed_claims_per_minute, clock)
     EnrollmentService(registrar, failed, front.address_of).add_to(enrollment_server)
     inner_port = bind(enrollment_server, LOOPBACK, 0, identity.credentials(client_certificates=False))
     exits.push_async_callback(front.stop)
     enrollment_port = await front.start(listen.address, listen.enrollment_port, inner_port)
     if settings.broker.kind is BrokerKind.EXTERNAL:
-        _keep_revocation_list(settings, registrar)
+        keep_revocation_list(settings, registrar)
     # The broker last: whatever else is wrong is said before a process is started.
-    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authority)
+    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authorities.pem)
     endpoints = Endpoints(at_each(listen.hosts, fleet_port), mqtt, at_each(listen.hosts, enrollment_port))
     return Doors(fleet_server, enrollment_server, fleet_port, endpoints)
 
 
-def _keep_revocation_list(settings: Settings, registrar: Registrar) -> None:
-    """Keeps the list of revoked certificates in a file, for whoever gives it to the external broker."""
-    files = [settings.state.directory / REVOCATION_FILE]
-    if settings.broker.revocation_list:
-        files.append(Path(settings.broker.revocation_list))
-
-    def keep(_denied: frozenset[str]) -> None:
-        for file in files:
-            write_private(file, registrar.revocation_list())
-
-    registrar.on_denied = keep
-    keep(registrar.callers.denied)
-
-
 async def _open_broker(
-    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority: Authority
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority_pem: bytes
 ) -> tuple[str, ...]:
     directory = settings.broker.directory
-    files = BrokerFiles(authority.pem, directory / "cert.pem", directory / "cert.key")
+    files = BrokerFiles(authority_pem, directory / "cert.pem", directory / "cert.key")
     broker = Broker(
         settings.fleet.name,
         settings.state.directory,
@@ -341,20 +332,21 @@ async def _open_broker(
 
 
 async def _open_waker(
-    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, authority: Authority,
+    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, authorities: Authorities,
     addresses: tuple[str, ...],
 ) -> MqttWaker:  # fmt: skip
     listen = settings.listen
     if settings.broker.kind is BrokerKind.CHILD:  # not by a name that perhaps only devices can resolve
         addresses = at_each((_own_host(listen.address),), int(addresses[0].rpartition(":")[2]))
     access = MqttAccess(
-        settings.fleet.name, addresses, settings.authority.directory / "authority.pem",
+        settings.fleet.name, addresses, authorities.pem,
         listen.directory / "cert.pem", listen.directory / "cert.key",
     )  # fmt: skip
-    evictions = Evictions(access, authority, settings.state.directory, clock, registrar.gone)
+    evictions = Evictions(access, authorities.serving, settings.state.directory, clock, registrar.gone)
     exits.push_async_callback(evictions.close)
     registrar.on_revoked = evictions.begin
-    waker = MqttWaker(access, clock, Presence(database, evictions, clock).heard)
+    presence = Presence(database, evictions, clock, registrar.came)
+    waker = MqttWaker(access, clock, presence.heard)
     exits.push_async_callback(waker.stop)
     await waker.start()
     return waker

@@ -1,7 +1,8 @@
 """The files of a mosquitto for production: one that is a service of its own, perhaps on another machine.
 
 Mutual TLS only, the user and client id are the certificate's, the ACL is the child's (`broker.py`), limits are set.
-Called by `fedless broker config`. `deploy/mosquitto/mosquitto.conf` is this text with its defaults; a test compares.
+Called by `fedless broker config` and by `main`. `deploy/mosquitto/mosquitto.conf` is this text with its defaults; a
+test compares.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from aggregator.broker import PACKET_BYTES_MAX, access_list
 from aggregator.config import Settings
+from aggregator.enrollment import Registrar
 from aggregator.founding import write_private
 from fedless.protocol.errors import Code, LocalError
 
+REVOCATION_FILE = "crl.pem"
 HOME = Path("/etc/mosquitto/fedless")
 PERSISTENCE = Path("/var/lib/mosquitto")
 
@@ -31,8 +34,9 @@ class Listeners:
 
 
 def configure(
-    settings: Settings, out: Path, home: Path, listeners: Listeners, persistence: Path, revocation_list: bytes
-) -> None:
+    settings: Settings, out: Path, home: Path, listeners: Listeners, persistence: Path, revocation_list: bytes,
+    authority_pem: bytes,
+) -> None:  # fmt: skip
     """Writes all that the broker needs into `out` (mode 0600), to be read from `home`.
 
     Raises `LocalError` STATE_MISSING without the broker's certificate, CONFIG_INVALID if `out` cannot be written or
@@ -45,10 +49,9 @@ def configure(
     own = settings.broker.directory
     try:
         files = {name: (own / name).read_bytes() for name in ("cert.pem", "cert.key")}
-        files["authority.pem"] = (settings.authority.directory / "authority.pem").read_bytes()
     except OSError as error:
         raise LocalError(Code.STATE_MISSING, f"{error}.", fix="Restore it from a back-up.") from error
-    files["crl.pem"] = revocation_list
+    files |= {"authority.pem": authority_pem, "crl.pem": revocation_list}
     files["acl"] = access_list(settings.fleet.name).encode()
     text = configuration(home, listeners, persistence, settings.broker.max_queued_messages)
     files["mosquitto.conf"] = text.encode()
@@ -57,6 +60,20 @@ def configure(
             write_private(out / name, content)
     except OSError as error:
         raise LocalError(Code.CONFIG_INVALID, f"{error}.") from error
+
+
+def keep_revocation_list(settings: Settings, registrar: Registrar) -> None:
+    """Keeps the list of revoked certificates in a file, for whoever gives it to a broker that we did not start."""
+    files = [settings.state.directory / REVOCATION_FILE]
+    if settings.broker.revocation_list:
+        files.append(Path(settings.broker.revocation_list))
+
+    def keep(_denied: frozenset[str]) -> None:
+        for file in files:
+            write_private(file, registrar.revocation_list())
+
+    registrar.on_denied = keep
+    keep(registrar.callers.denied)
 
 
 def configuration(

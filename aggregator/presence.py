@@ -1,11 +1,14 @@
 """Who is at the broker: what the devices' status topics say, written down; whoever was revoked is cut off.
 
+`online` hears of everybody else who has come.
+
 Called by `main`, in the event loop, with each message that the waker hears.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from sqlalchemy import Connection
 
@@ -18,10 +21,13 @@ from aggregator.store.engine import Database
 class Presence:
     """Of one fleet."""
 
-    def __init__(self, database: Database, evictions: Evictions, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, evictions: Evictions, clock: Clock, online: Callable[[str], None]
+    ) -> None:
         self._database = database
         self._evictions = evictions
         self._clock = clock
+        self._online = online
         self._pending: set[asyncio.Task[None]] = set()
 
     def heard(self, client_id: str, online: bool) -> None:  # noqa: FBT001 - called by position, from `MqttWaker`
@@ -40,3 +46,5 @@ class Presence:
         state = await self._database.run(work)
         if online and state in store.GONE:
             self._evictions.begin(client_id)
+        elif online:
+            self._online(client_id)

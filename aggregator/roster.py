@@ -43,6 +43,10 @@ class Roster:
         """The id of the client with this id or name. Raises `PeerError(UNKNOWN_CLIENT)`."""
         return await self._database.run(lambda c: found(c, client))
 
+    def lacks(self, row: store.ClientRow) -> list[str]:
+        """The kinds of trust whose newest list a client, as far as it has told, does not follow yet."""
+        return self._registrar.lacks(row) if row.state == store.ENROLLED else []
+
     async def show(self, client: str) -> Known:
         """Everything that is known of a client. Raises `PeerError(UNKNOWN_CLIENT)`."""
 

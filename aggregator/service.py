@@ -103,7 +103,7 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
 
     @guarded(CLIENTS)
     async def Renew(self, request: fleet_pb2.RenewRequest, caller: Caller) -> fleet_pb2.RenewReply:  # noqa: N802
-        """See fleet.proto; keys stay as they were, so their lists are empty."""
+        """See fleet.proto."""
         issued = await self._registrar.renew(caller.name.id, request.csr_der)
         terms = self._registrar.terms
         return fleet_pb2.RenewReply(
@@ -111,6 +111,7 @@ class FleetService(Guarded, fleet_pb2_grpc.FleetServicer):
             endpoints=wire.endpoints_to_pb(terms.endpoints),
             policy=wire.policy_to_pb(terms.policy),
             now_ms=self.clock(),
+            trust_lists=wire.trust_lists_to_pb(self._registrar.trust_lists(request.trust_numbers)),
         )
 
     @guarded(CLIENTS)

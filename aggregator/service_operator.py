@@ -88,7 +88,9 @@ class OperatorService(OrderMethods, RosterMethods, operator_pb2_grpc.OperatorSer
         """All clients by id."""
         clients, counts = await self._database.run(lambda c: (store.all_clients(c), history.counts(c)))
         return pb.ListClientsReply(
-            clients=[client_to_pb(c, dict(counts.get(c.client_id, {}))) for c in clients]
+            clients=[
+                client_to_pb(c, dict(counts.get(c.client_id, {})), self.roster.lacks(c)) for c in clients
+            ]
         )
 
     @guarded(OPERATORS)

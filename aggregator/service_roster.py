@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from aggregator.authority import Caller
 from aggregator.roster import Roster
@@ -25,7 +26,7 @@ class RosterMethods(Guarded):
         known = await self.roster.show(request.client)
         row = known.row
         return pb.ShowClientReply(
-            client=client_to_pb(row, dict(known.counts)),
+            client=client_to_pb(row, dict(known.counts), self.roster.lacks(row)),
             platform=known.platform,
             revoked_reason=row.revoked_reason,
             not_before_ms=row.not_before_ms,
@@ -56,8 +57,8 @@ class RosterMethods(Guarded):
         return pb.ClientReply(client_id=await self.roster.remove(request.client))
 
 
-def client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientInfo:
-    """A client with what it refused (its own status says so) and what it was refused."""
+def client_to_pb(client: store.ClientRow, counts: dict[str, int], lacks: Sequence[str]) -> pb.ClientInfo:
+    """A client with what it refused (its own status says so), what it was refused, and whom it does not trust yet."""
     told: dict[str, int] = client.profile.get("refusals", {})
     refusals = {name: told.get(name, 0) + counts.get(name, 0) for name in (told | counts) if name in CODES}
     return pb.ClientInfo(
@@ -72,4 +73,5 @@ def client_to_pb(client: store.ClientRow, counts: dict[str, int]) -> pb.ClientIn
         certificate_not_after_ms=client.certificate_not_after_ms,
         runtime_version=client.profile.get("runtime_version", ""),
         name=client.name,
+        lacks=lacks,
     )

@@ -46,11 +46,11 @@ Presence = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class MqttAccess:
-    """How to reach the broker: addresses (`host:port`), and the files that prove both sides."""
+    """How to reach the broker: addresses (`host:port`), whom to believe (PEM), and the files of our own proof."""
 
     fleet: str
     addresses: tuple[str, ...]
-    authority: Path
+    authority: bytes
     certificate: Path
     key: Path
 
@@ -70,7 +70,7 @@ def tls_context(access: MqttAccess) -> ssl.SSLContext:
     context = _FixedNameContext(ssl.PROTOCOL_TLS_CLIENT)
     context.fixed_name = server_name(access.fleet)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(access.authority)
+    context.load_verify_locations(cadata=access.authority.decode("ascii"))
     context.load_cert_chain(access.certificate, access.key)
     return context
 

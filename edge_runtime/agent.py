@@ -21,6 +21,7 @@ import time
 from edge_runtime.disk import write_whole
 from edge_runtime.doorway import PAUSE_S, Doorway
 from edge_runtime.handover import Child, Wake
+from edge_runtime.lifetime import Lifetime
 from edge_runtime.log import say
 from edge_runtime.notify import ALIVE, READY, STOPPING, notify
 from edge_runtime.proving import proved, start_again
@@ -56,6 +57,7 @@ class Agent:
         self._killed = False
         self._connect_at = now
         self._failures = 0
+        self._lifetime = Lifetime(state)
         self._resume_at: float | None = now
         self._resumptions = 0
         self._told = ("", "")
@@ -120,6 +122,8 @@ class Agent:
             due.append(now + self._allowance.wait_s(now))
         if self._free and self._resume_at is not None:
             due.append(self._resume_at)
+        if self._free:
+            due.append(now + self._lifetime.due_s())
         return max(0.0, min(due) - now)
 
     def _wait(self, seconds: float) -> None:
@@ -215,6 +219,9 @@ class Agent:
             self._launch(self._waiting.pop(0))
         elif not self._waiting and self._resume_at is not None and now >= self._resume_at:
             self._launch(Wake(None, b""))
+        elif not self._waiting and self._lifetime.due_s() <= 0:
+            self._lifetime.tried()
+            self._launch(Wake(None, b""))
 
     def _launch(self, wake: Wake) -> None:
         self._resume_at = None
@@ -264,6 +271,7 @@ class Agent:
 
     def _settle(self, child: Child, status: int) -> None:
         """A wake-up is done, or was left undone."""
+        self._lifetime.look()
         if not child.accepted and child.wake.data:
             self._retry(child.wake)
         elif status != 0 or child.retry_ms:

@@ -41,6 +41,7 @@ class Limits:
     """What this device gives: see the sample for each field."""
 
     memory_mb: int = 0
+    total_mb: int = 0
     threads: int = 1
     cache_mb: int = 512
     outbox_mb: int = 256
@@ -187,6 +188,7 @@ def _limits(root: Table) -> Limits:
     table = root.optional("limits") or Table.root({})
     return Limits(
         memory_mb=table.integer("memory_mb", 0, 1 << 20, Limits.memory_mb),
+        total_mb=table.integer("total_mb", 0, 1 << 20, Limits.total_mb),
         threads=table.integer("threads", 1, 64, Limits.threads),
         cache_mb=table.integer("cache_mb", 16, 1 << 20, Limits.cache_mb),
         outbox_mb=table.integer("outbox_mb", 1, 1 << 20, Limits.outbox_mb),

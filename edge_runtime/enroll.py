@@ -8,7 +8,7 @@ address in the claim is believed before the authority's certificate fits the cla
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from fedless.protocol.claim import authority_digest, parse_claim
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import Enrollment
 from fedless.protocol.secagg.policy import from_enrollment
+from fedless.protocol.trust import TrustKind
 
 AUTHORITY_PATH = "/ca.pem"
 BUDGET_S = 15.0
@@ -70,13 +71,20 @@ def enroll(
         raise PeerError(
             Code.CLAIM_FOREIGN,
             f"The authority served at {claim.address} is another one.",
-            fix="Check the address, and that the claim is of this fleet. If both are right, someone is in between.",
+            fix="Check the address, and that the claim is of this fleet and not of before its authority was replaced. "
+            "If all are right, someone is in between.",
         )
     observe("authority_checked")
     reply = _exchange(claim.address, authority_pem, fleet, claim.secret, identity.make_csr(key), their_ms)
     observe("answered")
-    _check(reply, authority_der, fleet, identity.public_der(key.public_key()))
-    keys.store(reply, authority_der, from_enrollment(reply.policy, own_policy))
+    newest = {each.kind: each for each in reply.trust_lists}
+    followers = newest.get(TrustKind.AUTHORITY)
+    authorities = followers.members if followers is not None else (authority_der,)
+    if authority_der not in authorities:
+        raise PeerError(Code.FOREIGN_CERTIFICATE, "The answer's list of authorities lacks the claimed one.")
+    _check(reply, authorities, fleet, identity.public_der(key.public_key()))
+    numbers = {kind.value: each.number for kind, each in newest.items()}
+    keys.store(reply, authorities, from_enrollment(reply.policy, own_policy), numbers)
     observe("stored")
     if not (state / FILE).exists():
         write_whole(state / FILE, starter().encode(), mode=0o644)
@@ -142,11 +150,11 @@ def _exchange(
         raise
 
 
-def _check(reply: Enrollment, authority_der: bytes, fleet: str, public_der: bytes) -> None:
-    """That the certificate is for our key, by the claimed authority, for a device of this fleet."""
+def _check(reply: Enrollment, authorities: Sequence[bytes], fleet: str, public_der: bytes) -> None:
+    """That the certificate is for our key, by an authority of the fleet, for a device of this fleet."""
     moment = not_before(reply.now_ms)
-    name, key = identity.verify_chain(reply.chain_der, authority_der, fleet, moment)
-    if identity.public_der(key) != public_der or reply.chain_der[-1] != authority_der:
+    name, key = identity.verify_chain(reply.chain_der, authorities, fleet, moment)
+    if identity.public_der(key) != public_der or reply.chain_der[-1] not in authorities:
         raise PeerError(Code.FOREIGN_CERTIFICATE, "The certificate is not for the key that was made here.")
     if name.role is not identity.Role.DEVICE or name.id != reply.client_id or reply.fleet != fleet:
         raise PeerError(Code.FOREIGN_CERTIFICATE, f"The certificate names {name.uri}.")

@@ -46,6 +46,8 @@ class Instance:
         self._buffer = bytearray()
         self._lock = threading.Lock()
         self._used = self._running = False
+        self.over: Callable[[], None] = _nothing
+        """Called once, when it has ended."""
         self._started_ms = time.monotonic() * 1000
 
     @classmethod
@@ -109,6 +111,8 @@ class Instance:
                 return
         self._process.close()
         self._link.close()
+        over, self.over = self.over, _nothing
+        over()
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -243,6 +247,10 @@ def invoke(
     """A cold start: a new instance for this one job. Errors as `Instance.start` and `Instance.run`."""
     with Instance.start(python) as instance:
         return instance.run(job, timeout_ms=timeout_ms, on_event=on_event)
+
+
+def _nothing() -> None:
+    """Nobody waits for an instance's end."""
 
 
 def environment() -> dict[str, str]:

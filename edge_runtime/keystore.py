@@ -14,7 +14,7 @@ import json
 import os
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,9 @@ _AGAIN = "Enroll again: `fedless-edge enroll`, with a new claim."
 class Identity:
     """An enrolled device: who it is, what it trusts, where it calls. PEM texts as bytes.
 
-    `server_name` is the DNS name that every server of the fleet proves. `issued_at_ms` is when the certificate came
-    (the certificate itself is backdated), `not_after_ms` when it ends; Unix ms of the authority's clock.
+    `authority_pem` has the fleet's authority; while another follows it, both. `trust_numbers`: the newest list that it
+    followed of each kind of trust. `server_name` is the DNS name that every server of the fleet proves. `issued_at_ms`
+    is when the certificate came (it is backdated), `not_after_ms` when it ends; Unix ms of the authority's clock.
     """
 
     fleet: str
@@ -53,26 +54,36 @@ class Identity:
     key_pem: bytes = field(repr=False)
     issued_at_ms: int
     not_after_ms: int
+    trust_numbers: Mapping[str, int] = field(default_factory=dict)
 
     def renewal_due(self, now_ms: int) -> bool:
         """Whether two thirds of the certificate's lifetime are over."""
         return now_ms - self.issued_at_ms >= (self.not_after_ms - self.issued_at_ms) * 2 // 3
 
+    def renewal_urgent(self, now_ms: int) -> bool:
+        """Whether five sixths are over: then a renewal waits for no better moment."""
+        return now_ms - self.issued_at_ms >= (self.not_after_ms - self.issued_at_ms) * 5 // 6
+
     @property
     def certificate_der(self) -> bytes:
         """The device's own certificate."""
-        return _first_der(self.chain_pem)
+        return certificates_of(self.chain_pem)[0]
 
     @property
-    def authority_der(self) -> bytes:
-        """The fleet's authority."""
-        return _first_der(self.authority_pem)
+    def authorities(self) -> tuple[bytes, ...]:
+        """The authorities whose certificates are believed (DER)."""
+        return certificates_of(self.authority_pem)
+
+    @property
+    def issued_by(self) -> str:
+        """Who signed the device's own certificate, as the aggregator is told: 32 hex digits of the digest."""
+        return _mark(certificates_of(self.chain_pem)[-1])
 
     @property
     def trusts(self) -> tuple[str, ...]:
-        """Whom this device trusts, as the aggregator is told: key ids, and the authority's digest, 32 hex digits."""
-        authority = hashlib.sha256(self.authority_der).hexdigest()[:32]
-        return (authority, *(key.key_id.hex() for key in (*self.ticket_keys, *self.publisher_keys)))
+        """Whom this device trusts, as the aggregator is told: authorities' digests and key ids, 32 hex digits."""
+        keys = (*self.ticket_keys, *self.publisher_keys)
+        return (*map(_mark, self.authorities), *(key.key_id.hex() for key in keys))
 
     @property
     def publishers(self) -> dict[bytes, bytes]:
@@ -114,12 +125,21 @@ class Keystore:
         if self.folder.is_dir():
             sync_folder(self.folder)
 
-    def store(self, enrollment: Enrollment, authority_der: bytes, policy: Policy) -> None:
-        """Keep what Enroll or Renew answered, after its chain was verified; `fleet.json` last."""
+    def store(
+        self,
+        enrollment: Enrollment,
+        authorities: Sequence[bytes],
+        policy: Policy,
+        numbers: Mapping[str, int] | None = None,
+    ) -> None:
+        """Keep what Enroll or Renew answered, after it was verified; `fleet.json` last.
+
+        `authorities` (DER) are those that are believed now, `numbers` as `Identity.trust_numbers`.
+        """
         chain = chain_pem(enrollment.chain_der)
-        write_whole(self.folder / AUTHORITY, _pem(authority_der))
+        write_whole(self.folder / AUTHORITY, chain_pem(authorities))
         write_whole(self.folder / CHAIN, chain)
-        write_whole(self.folder / FLEET, _fleet_json(enrollment, policy))
+        write_whole(self.folder / FLEET, _fleet_json(enrollment, policy, numbers or {}))
 
     def set_policy(self, policy: Policy) -> None:
         """Replace the policy, on the wish of the device's owner."""
@@ -153,8 +173,9 @@ class Keystore:
                 key_pem=pems[2],
                 issued_at_ms=int(values["issued_at_ms"]),
                 not_after_ms=int(values["not_after_ms"]),
+                trust_numbers={str(kind): int(n) for kind, n in values.get("trust", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             detail = f"{self.folder} is damaged or incomplete ({type(error).__name__})."
             raise LocalError(Code.STATE_CORRUPT, detail, fix=_AGAIN) from error
 
@@ -170,7 +191,10 @@ def chain_pem(chain_der: Sequence[bytes]) -> bytes:
 
 
 def authority_fleet(authority_pem: bytes) -> tuple[bytes, str]:
-    """An authority's certificate in DER and the fleet that it names. Raises `PeerError` CLAIM_FOREIGN."""
+    """An authority's certificate (of several the first) in DER and the fleet that it names.
+
+    Raises `PeerError` CLAIM_FOREIGN.
+    """
     from cryptography import x509  # noqa: PLC0415 - see above
     from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
 
@@ -252,7 +276,7 @@ def _whole(value: object) -> int:
     return value
 
 
-def _fleet_json(enrollment: Enrollment, policy: Policy) -> bytes:
+def _fleet_json(enrollment: Enrollment, policy: Policy, numbers: Mapping[str, int]) -> bytes:
     from cryptography import x509  # noqa: PLC0415 - see above
 
     from fedless.protocol.identity import server_name  # noqa: PLC0415
@@ -270,6 +294,7 @@ def _fleet_json(enrollment: Enrollment, policy: Policy) -> bytes:
         "ticket_keys": _keys_values(enrollment.ticket_keys),
         "publisher_keys": _keys_values(enrollment.publisher_keys),
         "policy": policy_values(policy),
+        "trust": dict(numbers),
         "issued_at_ms": enrollment.now_ms,
         "not_after_ms": int(leaf.not_valid_after_utc.timestamp() * 1000),
     }
@@ -300,7 +325,12 @@ def _pem(der: bytes) -> bytes:
     return b"-----BEGIN CERTIFICATE-----\n" + lines + b"\n-----END CERTIFICATE-----\n"
 
 
-def _first_der(pem: bytes) -> bytes:
-    """The first certificate of a PEM text, as DER."""
+def certificates_of(pem: bytes) -> tuple[bytes, ...]:
+    """The certificates of a PEM text, as DER."""
     end = b"-----END CERTIFICATE-----"
-    return ssl.PEM_cert_to_DER_cert((pem.partition(end)[0].lstrip() + end).decode("ascii"))
+    *pieces, _ = pem.split(end)
+    return tuple(ssl.PEM_cert_to_DER_cert((piece.lstrip() + end).decode("ascii")) for piece in pieces)
+
+
+def _mark(authority_der: bytes) -> str:
+    return hashlib.sha256(authority_der).hexdigest()[:32]

@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
@@ -30,8 +30,8 @@ from fedless.protocol.messages import (
     OrderResult,
     PolicyMessage,
     ReportHeader,
-    SigningKey,
 )
+from fedless.protocol.trust import TrustList
 from fedless.v1 import (
     enrollment_pb2,
     enrollment_pb2_grpc,
@@ -60,21 +60,12 @@ _UNREACHABLE = {
 T = TypeVar("T")
 
 
-class SignedKeys(NamedTuple):
-    """A list of new keys with the id of the key that signed it and its signature; empty: no change."""
-
-    keys: tuple[SigningKey, ...]
-    signed_by: bytes
-    signature: bytes
-
-
 class Renewal(NamedTuple):
     """The answer to Renew, nothing of it verified; `chain_der` is leaf first."""
 
     chain_der: tuple[bytes, ...]
     endpoints: Endpoints
-    ticket_keys: SignedKeys
-    publisher_keys: SignedKeys
+    trust_lists: tuple[TrustList, ...]
     policy: PolicyMessage
     now_ms: int
 
@@ -215,20 +206,14 @@ class Link:
         reply = _unary(self._rounds.GetRoundResult, rounds_pb2.RoundQuery(round_id=round_id))
         return wire.round_step_from_pb(reply)[1]
 
-    def renew(self, csr_der: bytes) -> Renewal:
-        """Ask for a new certificate."""
-        reply = _unary(self._fleet.Renew, fleet_pb2.RenewRequest(csr_der=csr_der))
+    def renew(self, csr_der: bytes, trust_numbers: Mapping[str, int]) -> Renewal:
+        """Ask for a new certificate, and for the lists of trust that are newer than those."""
+        request = fleet_pb2.RenewRequest(csr_der=csr_der, trust_numbers=trust_numbers)
+        reply = _unary(self._fleet.Renew, request)
         return Renewal(
             tuple(reply.chain_der),
             wire.endpoints_from_pb(reply.endpoints),
-            SignedKeys(
-                wire.keys_from_pb(reply.ticket_keys), reply.ticket_keys_signed_by, reply.ticket_keys_signature
-            ),
-            SignedKeys(
-                wire.keys_from_pb(reply.publisher_keys),
-                reply.publisher_keys_signed_by,
-                reply.publisher_keys_signature,
-            ),
+            wire.trust_lists_from_pb(reply.trust_lists),
             wire.policy_from_pb(reply.policy),
             int(reply.now_ms),
         )

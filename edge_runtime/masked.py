@@ -245,7 +245,7 @@ class Masks:
         return ecdsa_sign(p256_from_pem(self.identity.key_pem), message)
 
     def _verify_member(self, certificate: bytes, at_ms: int) -> Member:
-        name, key = ids.verify_chain([certificate], self.identity.authority_der, self.identity.fleet, at_ms)
+        name, key = ids.verify_chain([certificate], self.identity.authorities, self.identity.fleet, at_ms)
         if name.role not in ids.CLIENT_ROLES:
             raise PeerError(Code.WRONG_ROLE, f"A {name.role} cannot be a member of a cohort.")
         return Member(name.id, name.role is ids.Role.DEVICE, key)

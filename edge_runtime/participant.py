@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from edge_runtime.clock import not_before
 from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
+from edge_runtime.renewals import Renewals
 from edge_runtime.reply import BUSY_EXIT, log_step, stop, write_line
 from fedless.protocol.errors import Code, FedlessError, PeerError
 
@@ -75,6 +76,7 @@ class Participant:
     controls: Controls = field(init=False)
     starts: Starts = field(init=False)
     verdict: Verdict = field(init=False)
+    _renewals: Renewals = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
     _asked: Invocation | None = field(init=False, default=None)
 
@@ -83,13 +85,15 @@ class Participant:
         self.journal = Journal.open(self.state / JOURNAL)
         self.starts = self.kept or open_starts(self.state)
         try:
-            if not self.wake.data and not self._unfinished():
+            if not self.wake.data and not self._unfinished() and not self._renewal_due():
                 return
             self._load()
             if self.wake.data:
                 self._judge()
             self.answer("accepted")
             self._finish()
+            here = (self.starts.functions, self.wake.agent_rss_mb)
+            self.identity = self._renewals.unasked(self.identity, self.now_ms(), *here)
         finally:
             self.starts.discard()
             if self.kept is None:
@@ -103,6 +107,12 @@ class Participant:
         journal = self.journal
         return bool(journal.open_rounds() or journal.reports() or journal.answers())
 
+    def _renewal_due(self) -> bool:
+        from edge_runtime.keystore import Keystore
+
+        keys = Keystore(self.state)
+        return keys.enrolled and keys.load().renewal_due(self.now_ms())
+
     def now_ms(self) -> int:
         """The device's clock, but never before this program was built or the aggregator was last heard."""
         return not_before(self.journal.clock_floor())
@@ -111,6 +121,7 @@ class Participant:
         from edge_runtime.keystore import Keystore
 
         self.identity = Keystore(self.state).load()
+        self._renewals = Renewals(self.state, self.journal, lambda: self._link(()))
 
     def _judge(self) -> None:
         """The wake-up as a ticket: a new one is journaled, any other counted and dropped."""
@@ -118,9 +129,7 @@ class Participant:
 
         round_id = 0
         try:
-            content = signed.verify_ticket(
-                wire.signed_ticket_from_bytes(self.wake.data), self.identity.ticket_keys
-            )
+            content = self._verified()
             ticket = wire.ticket_from_bytes(content)
             round_id = ticket.round_id
             signed.judge_ticket(ticket, self.identity.fleet, self.identity.client_id, self.now_ms())
@@ -134,6 +143,19 @@ class Participant:
         else:
             self.journal.refuse(Code.DUPLICATE, "", round_id, self.now_ms())
             say("participant", "ticket_repeated", round=round_id)
+
+    def _verified(self) -> bytes:
+        """The ticket's bytes; if its key is unknown, after the fleet was asked for its keys."""
+        from fedless.protocol import signed, wire
+
+        ticket = wire.signed_ticket_from_bytes(self.wake.data)
+        try:
+            return signed.verify_ticket(ticket, self.identity.ticket_keys)
+        except PeerError as error:
+            if error.code is not Code.TICKET_UNKNOWN_KEY:
+                raise
+            self.identity = self._renewals.for_unknown_key(self.identity, self.now_ms())
+        return signed.verify_ticket(ticket, self.identity.ticket_keys)
 
     def _finish(self) -> None:
         """Run the open rounds and deliver what is finished."""
@@ -246,9 +268,8 @@ class Participant:
         """Carry an order out, store the answer, deliver it; the outcome and why, as `_outcome`."""
         from edge_runtime.orders import Orders
 
-        outcome, detail = Orders(invocation, self.journal, self.starts, self._renew).carry_out(
-            ticket, timings
-        )
+        orders = Orders(invocation, self.journal, self.starts, self._renew)
+        outcome, detail = orders.carry_out(ticket, timings)
         if not outcome:
             self._again(_RETRY_MS)
         return outcome, detail
@@ -313,23 +334,12 @@ class Participant:
         else:
             telling.tell_status(link, here, verdict, rss_mb)
         if self.identity.renewal_due(self.now_ms()):
-            self._renew_in_time(link)
+            self.identity = self._renewals.try_to(link, self.identity, self.now_ms())
+            telling.tell_status(link, replace(here, identity=self.identity), verdict, rss_mb)
 
     def _renew(self, link: Link) -> None:
         """A new certificate, and what the fleet tells with it. Raises `FedlessError`, changing nothing."""
-        from edge_runtime.keystore import Keystore
-        from edge_runtime.renew import renew
-
-        self.identity = renew(link, Keystore(self.state), self.identity)
-        say("participant", "certificate_renewed", until_ms=self.identity.not_after_ms)
-
-    def _renew_in_time(self, link: Link) -> None:
-        """A new certificate long before the old one ends; if it fails now, the next round tries again."""
-        try:
-            self._renew(link)
-        except FedlessError as error:
-            self.journal.refuse(error.code, error.detail, 0, self.now_ms())
-            say("participant", "certificate_not_renewed", code=error.code.value, why=error.detail)
+        self.identity = self._renewals.renew(link, self.identity)
 
     def _link(self, endpoints: tuple[str, ...]) -> Link:
         from edge_runtime.link import Link

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime import calls, lifecycle
+from edge_runtime.budget import Budget
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
 from edge_runtime.functions import Call, Functions
+from edge_runtime.instance import Instance
 from edge_runtime.jobs import Outcome
 from edge_runtime.log import say
 from edge_runtime.starts import Starts
@@ -52,6 +54,7 @@ class Pool:
         self._config = config
         self.functions = functions
         self._starts = Starts(state, functions)
+        self._budget = Budget(state, config.limits.total_mb)
         self._served: dict[str, _Served] = {}
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
@@ -196,19 +199,23 @@ class Pool:
             served.fresh.discard(granted.digest)
         if server is None:
             raise PeerError(Code.INSTANCE_FAILED, f"The server of {name} was ended.")
+        with self._budget.claim(job.memory_mb, self._config.local.wait_s):
+            instance = self._forked(name, granted.digest, server)
+            with instance:
+                return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
+
+    def _forked(self, name: str, digest: str, server: ForkServer) -> Instance:
         try:
-            instance = server.instance()
+            return server.instance()
         except (
             LocalError
         ):  # it was killed, for want of memory perhaps: nobody's fault, and the next call starts it
             with self._changed:
-                self._served[name].servers.pop(granted.digest, server).close()
-                self._feed(name, lifecycle.Died(granted.digest))
+                self._served[name].servers.pop(digest, server).close()
+                self._feed(name, lifecycle.Died(digest))
             raise PeerError(
                 Code.BUSY, f"The server of {name} was lost; try again.", retry_after_ms=100
             ) from None
-        with instance:
-            return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
 
 
 def _now_ms() -> int:

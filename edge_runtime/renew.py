@@ -1,30 +1,34 @@
 """A new certificate before the old one ends, and what the fleet says with it: addresses, keys, a tighter policy.
 
-Called by the participant after a round, when `Identity.renewal_due` says so. The key stays. New
-ticket and publisher keys count only if a key that is trusted already has signed them. Nothing restarts: the next
-participant and the agent's next connection read the new files.
+Called by the participant when `Identity.renewal_due` says so, and when the fleet asks for it. The key stays. New
+ticket keys, publisher keys and authorities count only if one that is trusted already has signed them (`succession`).
+Nothing restarts: the next participant and the agent's next connection read the new files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edge_runtime.clock import not_before
-from edge_runtime.keystore import Identity, Keystore, authority_fleet
-from edge_runtime.link import Link, SignedKeys
+from edge_runtime.keystore import Identity, Keystore
+from edge_runtime.link import Link, Renewal
 from fedless.protocol import identity
+from fedless.protocol.crypto import key_id
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Enrollment, SigningKey
 from fedless.protocol.secagg.policy import tighten
-from fedless.protocol.signed import verify_keys
+from fedless.protocol.succession import follow
+from fedless.protocol.trust import TrustKind
 
 
 def renew(link: Link, keys: Keystore, own: Identity) -> Identity:
     """Get, verify and store a new certificate; the identity from now on. Raises `FedlessError`, changing nothing."""
     key = keys.make_key()
-    told = link.renew(identity.make_csr(key))
-    authority_der, _ = authority_fleet(own.authority_pem)
-    name, public = identity.verify_chain(told.chain_der, authority_der, own.fleet, not_before(told.now_ms))
+    told = link.renew(identity.make_csr(key), own.trust_numbers)
+    numbers = dict(own.trust_numbers)
+    authorities = _follow(TrustKind.AUTHORITY, own.authorities, own.fleet, told, numbers)
+    name, public = identity.verify_chain(told.chain_der, authorities, own.fleet, not_before(told.now_ms))
     expected = identity.Name(own.fleet, identity.Role.DEVICE, own.client_id)
     if name != expected or identity.public_der(public) != identity.public_der(key.public_key()):
         raise PeerError(
@@ -40,18 +44,27 @@ def renew(link: Link, keys: Keystore, own: Identity) -> Identity:
             mqtt=told.endpoints.mqtt or own.endpoints.mqtt,
             enrollment=told.endpoints.enrollment or own.endpoints.enrollment,
         ),
-        ticket_keys=_keys(told.ticket_keys, own.ticket_keys),
-        publisher_keys=_keys(told.publisher_keys, own.publisher_keys),
+        ticket_keys=_keys(TrustKind.TICKET, own.ticket_keys, own.fleet, told, numbers),
+        publisher_keys=_keys(TrustKind.PUBLISHER, own.publisher_keys, own.fleet, told, numbers),
         policy=told.policy,
         now_ms=told.now_ms,
     )
-    keys.store(enrollment, authority_der, tighten(own.policy, told.policy))
+    keys.store(enrollment, authorities, tighten(own.policy, told.policy), numbers)
     return keys.load()
 
 
-def _keys(told: SignedKeys, trusted: tuple[SigningKey, ...]) -> tuple[SigningKey, ...]:
-    """The new keys, if a trusted one has signed them; the old ones if there is no change."""
-    if not told.keys:
-        return trusted
-    verify_keys(told.keys, told.signed_by, told.signature, trusted)
-    return told.keys
+def _follow(
+    kind: TrustKind, trusted: Sequence[bytes], fleet: str, told: Renewal, numbers: dict[str, int]
+) -> tuple[bytes, ...]:
+    """Whom it trusts from now on; `numbers` is kept up."""
+    members, number = follow(fleet, kind, trusted, numbers.get(kind.value, 0), told.trust_lists)
+    if number:
+        numbers[kind.value] = number
+    return members
+
+
+def _keys(
+    kind: TrustKind, trusted: Sequence[SigningKey], fleet: str, told: Renewal, numbers: dict[str, int]
+) -> tuple[SigningKey, ...]:
+    raw = _follow(kind, [key.public_key for key in trusted], fleet, told, numbers)
+    return tuple(SigningKey(key_id(key), key) for key in raw)

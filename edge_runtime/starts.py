@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import sandbox
+from edge_runtime.budget import Budget
 from edge_runtime.functions import Functions, Installed
 from edge_runtime.instance import Instance
 from edge_runtime.warm import ForkServer
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
 
 _SPARE_CPU_S = 10
+WAIT_S = 20.0
+"""So long a round or an order waits for memory that other instances hold; then it is begun again later."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -49,13 +52,25 @@ class Starts:
     def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
         """An instance for this version: the early one if it sees exactly what it may see, else a new one.
 
-        `model` is the digest of the model that it works on. Raises `PeerError` BUNDLE_OLDER; `LocalError`
-        NOT_INSTALLED if the owner demands a whole sandbox and there is none, DATA_MISSING for a source that is not
+        `model` is the digest of the model that it works on. It holds its part of the memory (`budget`) until it
+        has ended. Raises `PeerError` BUNDLE_OLDER, BUSY or QUEUE_FULL (no memory now); `LocalError` NOT_INSTALLED if
+        the owner demands a whole sandbox and there is none, CONFIG_INVALID, DATA_MISSING for a source that is not
         described.
         """
         space = self.space(unpacked, config)
         self.last = self.install(unpacked, space, model, now_ms)
-        wanted = (unpacked.digest, space)
+        budget = Budget(self.state, config.limits.total_mb)
+        over = budget.take(config.memory_mb(unpacked.manifest), WAIT_S)
+        try:
+            instance = self._either((unpacked.digest, space))
+        except BaseException:
+            over()
+            raise
+        instance.over = over
+        return instance
+
+    def _either(self, wanted: tuple[str, sandbox.Space | None]) -> Instance:
+        """The early instance, if it was started for this, else a new one."""
         early, self._early = self._early, None
         if early is not None and self._early_for == wanted:
             return early

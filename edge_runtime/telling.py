@@ -120,6 +120,7 @@ def tell_status(link: Link, here: Here, verdict: Verdict, agent_rss_mb: float) -
         functions=tuple(_versions(here.functions)),
         trusts=here.identity.trusts,
         endpoints=here.identity.endpoints.fleet,
+        issued_by=here.identity.issued_by,
     )
     try:
         here.journal.set_clock(link.report_status(status), unix_ms())

@@ -139,7 +139,7 @@ class Fleet:
         key = keys.make_key()
         places = Endpoints((f"127.0.0.1:{fleet_port}",), (f"127.0.0.1:{mqtt_port}",), ("127.0.0.1:1",))
         enrollment = self.enrollment(client_id, key.public_key(), places)
-        keys.store(enrollment, self.authority.der, from_enrollment(enrollment.policy))
+        keys.store(enrollment, (self.authority.der,), from_enrollment(enrollment.policy))
         random = np.random.default_rng(2)
         images = random.random((examples, 28, 28, 1), np.float32)
         np.savez(state / "examples.npz", x=images, y=random.integers(0, 10, examples, np.int32))
@@ -187,6 +187,8 @@ class FakeAggregator(
         self.calls: list[str] = []
         self.clock_ahead_ms = 0
         self.renewed: dict[str, Any] = {}
+        self.renew_requests: list[Any] = []
+        self.policy: PolicyMessage | None = None
         self.orders: dict[int, tuple[bytes, int]] = {}
         self.results: list[OrderResult] = []
         self.before: Callable[[str], None] = lambda _: None
@@ -303,12 +305,16 @@ class FakeAggregator(
 
     def Renew(self, request: Any, context: Any) -> fleet_pb2.RenewReply:
         with self._call("renew", context):
+            self.renew_requests.append(request)
             key = identity.check_csr(request.csr_der)
             return self.renewal(self.fleet.enrollment("device-1", key, Endpoints((), (), ())))
 
     def renewal(self, new: Enrollment) -> fleet_pb2.RenewReply:
         return fleet_pb2.RenewReply(
-            chain_der=new.chain_der, policy=wire.policy_to_pb(new.policy), now_ms=self._now(), **self.renewed
+            chain_der=new.chain_der,
+            policy=wire.policy_to_pb(self.policy or new.policy),
+            now_ms=self._now(),
+            **self.renewed,
         )
 
     def _now(self) -> int:

@@ -70,6 +70,11 @@ def find(connection: Connection, client_id: str) -> FunctionRow | None:
     return None if row is None else FunctionRow(row.client_id, row.platform, row.settings)
 
 
+def ids(connection: Connection) -> frozenset[str]:
+    """Which clients are functions."""
+    return frozenset(connection.scalars(select(functions.c.client_id)))
+
+
 def add_claim(
     connection: Connection, client_id: str, secret_hash: bytes, now_ms: int, expires_at_ms: int
 ) -> bool:

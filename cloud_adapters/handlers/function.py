@@ -27,7 +27,7 @@ from edge_runtime.clock import not_before
 from edge_runtime.config import EdgeConfig, Limits
 from edge_runtime.instance import Instance
 from edge_runtime.invocation import BUDGET_S, Invocation, Timings, monotonic_ms
-from edge_runtime.keystore import Identity, authority_fleet, chain_pem
+from edge_runtime.keystore import Identity, certificates_of, chain_pem
 from edge_runtime.link import Link, patiently
 from edge_runtime.log import say
 from fedless.protocol import identity, signed, wire
@@ -235,9 +235,11 @@ class _Work:
         """A new key, and the certificate that the claim gets for it."""
         here = self.deployment
         authority_pem = here.authority_pem.encode()
-        authority_der, _ = authority_fleet(authority_pem)
-        if claim.authority != authority_digest(authority_der):
-            raise PeerError(Code.CLAIM_FOREIGN)
+        authorities = certificates_of(authority_pem)
+        if claim.authority not in map(authority_digest, authorities):
+            raise PeerError(
+                Code.CLAIM_FOREIGN, fix="If the fleet's authority was replaced, deploy the function again."
+            )
         key = identity.new_key()
         name = identity.server_name(here.fleet)
         csr = identity.make_csr(key)
@@ -245,7 +247,7 @@ class _Work:
             lambda: links.enroll(claim.address, authority_pem, name, claim.secret, csr), budget_s=BUDGET_S
         )
         whom, proven = identity.verify_chain(
-            reply.chain_der, authority_der, here.fleet, not_before(reply.now_ms)
+            reply.chain_der, authorities, here.fleet, not_before(reply.now_ms)
         )
         expected = identity.Name(here.fleet, identity.Role.FUNCTION, here.client_id)
         if whom != expected or identity.public_der(proven) != identity.public_der(key.public_key()):

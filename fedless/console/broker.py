@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aggregator.authority import Authority
+from aggregator.authorities import Authorities
 from aggregator.config import Settings, load
 from aggregator.enrollment import Registrar, terms_of
 from aggregator.founding import renew_server
@@ -50,11 +50,12 @@ def config(
 ) -> None:
     """Write mosquitto's configuration, ACL, certificate, key and CRL into OUT. Again: with what is new."""
     settings = load(find_fleet(fleet) / CONFIGURATION)
-    authority = Authority.load(settings.authority.directory, settings.fleet.name)
-    renew_server(settings.broker.directory, authority, Role.BROKER, _clock())
+    authorities = Authorities.load(settings.authority.directory, settings.fleet.name)
+    renew_server(settings.broker.directory, authorities.serving, Role.BROKER, _clock())
     home = Path(place) if place else directory.absolute()
     listeners = Listeners(port, websockets, address)
-    configure(settings, directory, home, listeners, persistence, _revocation_list(settings))
+    crl_pem = _revocation_list(settings)
+    configure(settings, directory, home, listeners, persistence, crl_pem, authorities.pem)
     typer.echo(f"mosquitto -c {home}/mosquitto.conf")
     typer.echo("cert.key is the broker's private key: make it readable by mosquitto's user alone.", err=True)
 
@@ -71,12 +72,12 @@ def crl(
 
 
 def _revocation_list(settings: Settings) -> bytes:
-    authority = Authority.load(settings.authority.directory, settings.fleet.name)
+    authorities = Authorities.load(settings.authority.directory, settings.fleet.name)
     if not settings.state.database and not (settings.state.directory / "fedless.db").exists():
-        return authority.revocation_list((), _clock())  # the service makes it, under its own account
+        return authorities.revocation_list((), _clock())  # the service makes it, under its own account
     database = Database.open(settings.database_url, sole=False)
     try:
-        registrar = Registrar(database, authority, terms_of(settings), _clock, os.urandom)
+        registrar = Registrar(database, authorities, terms_of(settings), _clock, os.urandom)
         asyncio.run(registrar.load())
         return registrar.revocation_list()
     finally:

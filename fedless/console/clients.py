@@ -109,6 +109,7 @@ def _values(found: link.ShownClient) -> dict[str, object]:
         "reports": client.reports,
         "refused": dict(sorted(client.refusals.items())),
         "not_before": waits,
+        "lacks": list(client.lacks),
         "certificates": [
             {
                 "serial": item.serial,

@@ -13,17 +13,19 @@ import typer
 from rich.table import Table
 
 from aggregator import lock, log
-from aggregator.authority import Authority
+from aggregator.authorities import Authorities
 from aggregator.config import LogLevel, Settings, load
 from aggregator.enrollment import IssuedClaim, Registrar, terms_of
 from aggregator.store.engine import Database
-from fedless.console import clients, devices, link
+from fedless.console import clients, devices, link, trust
 from fedless.console.terminal import FleetOption, duration_ms, moment, pair, print_table
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
 clients.add_to(app)
 app.command()(devices.update)
+app.command()(trust.rotate_keys)
+app.add_typer(trust.authority, name="authority")
 
 
 @app.command()
@@ -78,6 +80,11 @@ def list_clients(fleet: FleetOption = None) -> None:
         )  # fmt: skip
     if every:
         print_table(table)
+    for client in every:
+        if client.lacks:
+            typer.echo(
+                f"{client.client_id} lacks {', '.join(client.lacks)} (it has not renewed since)", err=True
+            )
     online = sum(client.online for client in every)
     typer.echo(f"{len(every)} clients, {online} online", err=True)
 
@@ -144,10 +151,10 @@ async def _issue_here(
     if not settings.listen.enrollment_port:
         detail = "The enrollment port is chosen when the aggregator starts, and a claim carries it."
         raise LocalError(Code.WRONG_STATE, detail, fix="Start it: `fedless aggregator serve`.")
-    authority = Authority.load(settings.authority.directory, settings.fleet.name)
+    authorities = Authorities.load(settings.authority.directory, settings.fleet.name)
     database = Database.open(settings.database_url)
     try:
-        registrar = Registrar(database, authority, terms_of(settings), _clock, os.urandom)
+        registrar = Registrar(database, authorities, terms_of(settings), _clock, os.urandom)
         return await registrar.issue_claims(count, valid_ms=valid_ms, client_ids=names, labels=labels)
     finally:
         database.close()

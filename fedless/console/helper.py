@@ -50,12 +50,12 @@ def certify(
     name: Annotated[str, typer.Option(help="Id of the helper.")] = "main",
 ) -> None:
     """Sign a helper's certificate; the chain (PEM) goes to standard output."""
-    from aggregator.authority import Authority
+    from aggregator.authorities import Authorities
     from aggregator.config import load
     from fedless.protocol.identity import Name, Role, check_id
 
     settings = load(find_fleet(fleet) / CONFIGURATION)
-    authority = Authority.load(settings.authority.directory, settings.fleet.name)
+    authority = Authorities.load(settings.authority.directory, settings.fleet.name).issuing
     names = Name(settings.fleet.name, Role.HELPER, check_id(name, "helper's id"))
     issued = authority.issue(names, _read(request), round(time.time() * 1000), CERTIFICATE_DAYS)
     typer.echo(issued.chain_pem.decode(), nl=False)

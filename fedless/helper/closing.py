@@ -48,10 +48,13 @@ class Demands:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose certificates count: the fleet, its authority (DER), and the denied client ids or a file of them."""
+    """Whose certificates count: the fleet, its authority (DER; or both while one follows another), and who is denied.
+
+    `denied` are client ids, or a file of them.
+    """
 
     fleet: str
-    authority_der: bytes
+    authority: identity.Roots
     denied: Path | frozenset[str] | None = None
 
     def denied_ids(self) -> frozenset[str]:
@@ -62,7 +65,7 @@ class Trust:
 
     def member(self, certificate: bytes, at_ms: int, denied: frozenset[str]) -> Member:
         """Whose a client's certificate is. Raises `PeerError` by name."""
-        name, key = identity.verify_chain([certificate], self.authority_der, self.fleet, at_ms)
+        name, key = identity.verify_chain([certificate], self.authority, self.fleet, at_ms)
         if name.role not in identity.CLIENT_ROLES:
             raise PeerError(Code.WRONG_ROLE, f"Expected a device or a function, found {name.role}.")
         if name.id in denied:
@@ -71,7 +74,7 @@ class Trust:
 
     def caller(self, certificate: bytes, at_ms: int) -> Member:
         """The fleet's aggregator, whose certificate (DER) it is. Raises `PeerError`."""
-        name, key = identity.verify_chain([certificate], self.authority_der, self.fleet, at_ms)
+        name, key = identity.verify_chain([certificate], self.authority, self.fleet, at_ms)
         if name.role is not identity.Role.AGGREGATOR:
             raise PeerError(Code.WRONG_ROLE, f"Expected role aggregator, found {name.role}.")
         return Member(name.id, is_device=False, public_key=key)

@@ -8,7 +8,6 @@ its memory is one that all instances share. A process keeps the last sum for the
 from __future__ import annotations
 
 import os
-import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from fedless.helper.closing import Helper, Trust
 from fedless.helper.deployed import HelperDeployment, Keys, read_deployment, read_keys
 from fedless.helper.opening import open_memory
 from fedless.helper.remembering import Remembering
+from fedless.protocol import identity
 from fedless.protocol.cloud import REPLIED, Answer, answer_to_values, call_from_json
 from fedless.protocol.crypto import ecdsa_sign, sha256, x25519_public
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
@@ -128,10 +128,10 @@ class HelperFunction:
 
 def made(deployment: HelperDeployment, keys: Keys, memory: Remembering) -> HelperFunction:
     """A process of the helper, on the real clock."""
-    authority_der = ssl.PEM_cert_to_DER_cert(deployment.authority_pem)
+    authorities = identity.certificates(deployment.authority_pem.encode())
     return HelperFunction(
         Helper(
-            trust=Trust(deployment.fleet, authority_der, frozenset(deployment.denied)),
+            trust=Trust(deployment.fleet, authorities, frozenset(deployment.denied)),
             demands=deployment.demands,
             memory=memory,
             clock=lambda: time.time_ns() // 1_000_000,

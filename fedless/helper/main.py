@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -85,8 +84,7 @@ async def running(settings: Settings) -> AsyncIterator[int]:
     """A running helper; its port, which `state/endpoint.json` holds too."""
     authority_pem = _read(settings.fleet.authority)
     key_pem, certificate_pem = _read(settings.keys.key), _read(settings.keys.certificate)
-    authority_der = ssl.PEM_cert_to_DER_cert(authority_pem.decode("ascii"))
-    trust = Trust(settings.fleet.name, authority_der, settings.fleet.denied)
+    trust = Trust(settings.fleet.name, identity.certificates(authority_pem), settings.fleet.denied)
     settings.state.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(open_memory(settings.state.directory, settings.state.url)) as memory:
         helper = Helper(

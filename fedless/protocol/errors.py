@@ -97,6 +97,7 @@ class Code(Enum):
     # -- secure aggregation
     POLICY = "policy"
     BAD_SIGNATURE = "bad_signature"
+    TRUST_OLDER = "trust_older"
     BAD_POINT = "bad_point"
     BAD_BOX = "bad_box"
     BAD_ROSTER = "bad_roster"
@@ -239,6 +240,7 @@ MEANINGS: dict[Code, Meaning] = {
     Code.CALLER_REFUSED: Meaning(_DENIED, "This local caller may not invoke this function."),
     Code.POLICY: Meaning(_DENIED, "This client's own policy forbids what the round asks for."),
     Code.BAD_SIGNATURE: Meaning(_DENIED, "A signature does not fit."),
+    Code.TRUST_OLDER: Meaning(_DENIED, "The list of whom to trust is not newer than the one that is known."),
     Code.BAD_POINT: Meaning(_ARG, "A public key is not usable."),
     Code.BAD_BOX: Meaning(_ARG, "A sealed share cannot be opened."),
     Code.BAD_ROSTER: Meaning(_ARG, "The roster is inconsistent."),

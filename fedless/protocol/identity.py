@@ -27,6 +27,8 @@ from fedless.protocol.messages import ID, RESERVED_IDS
 BACKDATED = datetime(1970, 1, 1, tzinfo=UTC)
 CHAIN_MAX = 4
 DER_BYTES_MAX = 16 * 1024
+Roots = bytes | Sequence[bytes]
+"""The fleet's authority (DER); or, while one follows another, all of them."""
 
 
 class Role(StrEnum):
@@ -158,11 +160,18 @@ def leaf_builder(
 
 
 def authority_certificate(
-    fleet: str, key: ec.EllipticCurvePrivateKey, not_after: datetime
+    fleet: str, key: ec.EllipticCurvePrivateKey, not_after: datetime, *, follows: bool = False
 ) -> x509.Certificate:
-    """A self-signed P-256 certificate for a new fleet's authority; it may sign leaves only."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"@authority-{fleet}"[:64])])
+    """A self-signed P-256 certificate for a fleet's authority; it may sign leaves only.
+
+    One that `follows` another is told from it by a serial number in its name: verifiers look issuers up by name.
+    """
     public = key.public_key()
+    names = [x509.NameAttribute(NameOID.COMMON_NAME, f"@authority-{fleet}"[:64])]
+    if follows:
+        mark = x509.SubjectKeyIdentifier.from_public_key(public).digest.hex()
+        names.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, mark))
+    subject = x509.Name(names)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(public)
     builder = builder.serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(BACKDATED).not_valid_after(not_after)
@@ -172,10 +181,30 @@ def authority_certificate(
     return builder.sign(key, hashes.SHA256())
 
 
+def authority_key(authority_der: bytes) -> ec.EllipticCurvePublicKey:
+    """The P-256 key of an authority's certificate. Raises `PeerError` FOREIGN_CERTIFICATE."""
+    try:
+        key = x509.load_der_x509_certificate(authority_der).public_key()
+    except (ValueError, TypeError) as error:
+        raise PeerError(Code.FOREIGN_CERTIFICATE, "An authority's certificate cannot be read.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise PeerError(Code.FOREIGN_CERTIFICATE, "An authority's key is not a P-256 key.")
+    return key
+
+
+def certificates(pem: bytes) -> tuple[bytes, ...]:
+    """The certificates of a PEM text as DER, at least one. Raises `PeerError` FOREIGN_CERTIFICATE."""
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise PeerError(Code.FOREIGN_CERTIFICATE, "Expected certificates in PEM.") from error
+    return tuple(each.public_bytes(serialization.Encoding.DER) for each in found)
+
+
 def verify_chain(
-    chain_der: Sequence[bytes], authority_der: bytes, fleet: str, at_ms: int
+    chain_der: Sequence[bytes], authority: Roots, fleet: str, at_ms: int
 ) -> tuple[Name, ec.EllipticCurvePublicKey]:
-    """Whom a chain (leaf first) names, and the leaf's key, if the fleet's authority signed it.
+    """Whom a chain (leaf first) names, and the leaf's key, if the fleet's authority (one of them) signed it.
 
     `at_ms` is the moment (Unix ms) at which all certificates must be valid. Raises `PeerError`
     FOREIGN_CERTIFICATE, or CERTIFICATE_EXPIRED when only the end date is the trouble.
@@ -185,12 +214,13 @@ def verify_chain(
     moment = datetime.fromtimestamp(at_ms / 1000, UTC)
     try:
         certificates = [x509.load_der_x509_certificate(der) for der in chain_der]
-        root = x509.load_der_x509_certificate(authority_der)
-        leaf, rest = certificates[0], [c for c in certificates[1:] if c != root]
-        builder = verification.PolicyBuilder().store(verification.Store([root])).time(moment)
+        ders = [authority] if isinstance(authority, bytes) else authority
+        roots = [x509.load_der_x509_certificate(der) for der in ders]
+        leaf, rest = certificates[0], [c for c in certificates[1:] if c not in roots]
+        builder = verification.PolicyBuilder().store(verification.Store(roots)).time(moment)
         builder.build_client_verifier().verify(leaf, rest)
     except verification.VerificationError as error:
-        if leaf.not_valid_after_utc < moment and _signed_by(leaf, root):
+        if leaf.not_valid_after_utc < moment and any(_signed_by(leaf, root) for root in roots):
             detail = f"It ended at {leaf.not_valid_after_utc:%F %R} UTC; the clock says {moment:%F %R}."
             raise PeerError(
                 Code.CERTIFICATE_EXPIRED, detail, fix="Check the clock, then enroll again."

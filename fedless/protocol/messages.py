@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from fedless.protocol.trust import TrustList
+
 PROTOCOL_VERSION = 1
 DIGEST_BYTES = 32
 NONCE_BYTES = 16
@@ -270,7 +272,10 @@ class EnrollRequest:
 
 @dataclass(frozen=True)
 class Enrollment:
-    """What a client gets when it enrolls or renews; `chain_der` is leaf first, authority last."""
+    """What a client gets when it enrolls or renews; `chain_der` is leaf first, authority last.
+
+    `trust_lists`: when it enrolls the newest of each kind, when it renews all that are newer than those it has.
+    """
 
     fleet: str
     client_id: str
@@ -280,6 +285,7 @@ class Enrollment:
     publisher_keys: tuple[SigningKey, ...]
     policy: PolicyMessage
     now_ms: int
+    trust_lists: tuple[TrustList, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -375,3 +381,4 @@ class DeviceStatus:
     functions: tuple[FunctionVersion, ...] = ()
     trusts: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
+    issued_by: str = ""

@@ -1,4 +1,4 @@
-"""*Pure.* Signed tickets (wake-ups) and signed key lists.
+"""*Pure.* Signed tickets (wake-ups). Lists of the keys that may sign them: `succession`.
 
 The aggregator signs with its Ed25519 ticket key; the participant verifies the exact bytes that
 came, then judges what they say. Bundles and their manifests are in `bundle_format.py` and
@@ -7,14 +7,13 @@ came, then judges what they say. Bundles and their manifests are in `bundle_form
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from fedless.protocol.crypto import ed25519_public, ed25519_sign, ed25519_verify, key_id
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import PROTOCOL_VERSION, SignedTicket, SigningKey, Ticket
 
 TICKET_LABEL = b"fedless-ticket\0"
-KEYS_LABEL = b"fedless-keys\0"
 
 
 def signing_key(private_raw: bytes) -> SigningKey:
@@ -60,23 +59,3 @@ def judge_ticket(ticket: Ticket, fleet: str, client_id: str, now_ms: int) -> Non
     if ticket.not_after_ms <= now_ms:
         late_s = (now_ms - ticket.not_after_ms) // 1000
         raise PeerError(Code.TICKET_EXPIRED, f"It ended {late_s} s ago by this clock.")
-
-
-def sign_keys(keys: Sequence[SigningKey], private_raw: bytes) -> tuple[bytes, bytes]:
-    """Aggregator or publisher: the old key's id and signature over a list of new keys."""
-    return signing_key(private_raw).key_id, ed25519_sign(private_raw, _keys_bytes(keys))
-
-
-def verify_keys(
-    keys: Sequence[SigningKey], signed_by: bytes, signature: bytes, trusted: Iterable[SigningKey]
-) -> None:
-    """Client: that a key it already trusts signed the list of new ones; raises BAD_SIGNATURE."""
-    old = {key.key_id: key for key in trusted}.get(signed_by)
-    if old is None or not ed25519_verify(old.public_key, signature, _keys_bytes(keys)):
-        raise PeerError(
-            Code.BAD_SIGNATURE, "New keys must be signed by a key that this client already trusts."
-        )
-
-
-def _keys_bytes(keys: Sequence[SigningKey]) -> bytes:
-    return KEYS_LABEL + b"".join(sorted(key.public_key for key in keys))

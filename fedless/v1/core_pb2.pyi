@@ -181,6 +181,48 @@ class SigningKey(_message.Message):
 Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
 
 @_typing.final
+class TrustList(_message.Message):
+    """Whom clients trust from now on, signed by one whom they trusted before (docs/security.md). Answered by Enroll (the
+    newest of each kind) and Renew (all that are newer than the caller's).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    SIGNED_BY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"ticket", "publisher" or "authority" """
+    number: _builtins.int
+    """rises with each list of its kind"""
+    signed_by: _builtins.bytes
+    """16 bytes: the start of the SHA-256 of the signer's member in the list before"""
+    signature: _builtins.bytes
+    """Ed25519; of an authority ECDSA P-256 with SHA-256 (DER)"""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """raw Ed25519 keys, 32 bytes each; of authorities their certificates (DER)"""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        number: _builtins.int = ...,
+        members: _abc.Iterable[_builtins.bytes] | None = ...,
+        signed_by: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "members", b"members", "number", b"number", "signature", b"signature", "signed_by", b"signed_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustList: _TypeAlias = TrustList  # noqa: Y015
+
+@_typing.final
 class Endpoints(_message.Message):
     """Where the services are; host:port each. Answered by Enroll and Renew."""
 

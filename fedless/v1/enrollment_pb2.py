@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedless.v1 import core_pb2 as fedless_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64less/v1/enrollment.proto\x12\nfedless.v1\x1a\x15\x66\x65\x64less/v1/core.proto\"0\n\rEnrollRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\"\xfd\x01\n\x0b\x45nrollReply\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\tchain_der\x18\x03 \x03(\x0c\x12(\n\tendpoints\x18\x04 \x01(\x0b\x32\x15.fedless.v1.Endpoints\x12+\n\x0bticket_keys\x18\x05 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12.\n\x0epublisher_keys\x18\x06 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12\"\n\x06policy\x18\x07 \x01(\x0b\x32\x12.fedless.v1.Policy\x12\x0e\n\x06now_ms\x18\x08 \x01(\x04\x32J\n\nEnrollment\x12<\n\x06\x45nroll\x12\x19.fedless.v1.EnrollRequest\x1a\x17.fedless.v1.EnrollReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x65\x64less/v1/enrollment.proto\x12\nfedless.v1\x1a\x15\x66\x65\x64less/v1/core.proto\"0\n\rEnrollRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\"\xa9\x02\n\x0b\x45nrollReply\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\x11\n\tchain_der\x18\x03 \x03(\x0c\x12(\n\tendpoints\x18\x04 \x01(\x0b\x32\x15.fedless.v1.Endpoints\x12+\n\x0bticket_keys\x18\x05 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12.\n\x0epublisher_keys\x18\x06 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12\"\n\x06policy\x18\x07 \x01(\x0b\x32\x12.fedless.v1.Policy\x12\x0e\n\x06now_ms\x18\x08 \x01(\x04\x12*\n\x0btrust_lists\x18\t \x03(\x0b\x32\x15.fedless.v1.TrustList2J\n\nEnrollment\x12<\n\x06\x45nroll\x12\x19.fedless.v1.EnrollRequest\x1a\x17.fedless.v1.EnrollReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLLREQUEST']._serialized_start=66
   _globals['_ENROLLREQUEST']._serialized_end=114
   _globals['_ENROLLREPLY']._serialized_start=117
-  _globals['_ENROLLREPLY']._serialized_end=370
-  _globals['_ENROLLMENT']._serialized_start=372
-  _globals['_ENROLLMENT']._serialized_end=446
+  _globals['_ENROLLREPLY']._serialized_end=414
+  _globals['_ENROLLMENT']._serialized_start=416
+  _globals['_ENROLLMENT']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

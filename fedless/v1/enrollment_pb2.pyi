@@ -55,6 +55,7 @@ class EnrollReply(_message.Message):
     PUBLISHER_KEYS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     NOW_MS_FIELD_NUMBER: _builtins.int
+    TRUST_LISTS_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     client_id: _builtins.str
     now_ms: _builtins.int
@@ -70,6 +71,10 @@ class EnrollReply(_message.Message):
     def publisher_keys(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.SigningKey]: ...
     @_builtins.property
     def policy(self) -> _core_pb2.Policy: ...
+    @_builtins.property
+    def trust_lists(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.TrustList]:
+        """the newest of each kind; none: the fleet has not changed that kind yet"""
+
     def __init__(
         self,
         *,
@@ -81,10 +86,11 @@ class EnrollReply(_message.Message):
         publisher_keys: _abc.Iterable[_core_pb2.SigningKey] | None = ...,
         policy: _core_pb2.Policy | None = ...,
         now_ms: _builtins.int = ...,
+        trust_lists: _abc.Iterable[_core_pb2.TrustList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_der", b"chain_der", "client_id", b"client_id", "endpoints", b"endpoints", "fleet", b"fleet", "now_ms", b"now_ms", "policy", b"policy", "publisher_keys", b"publisher_keys", "ticket_keys", b"ticket_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_der", b"chain_der", "client_id", b"client_id", "endpoints", b"endpoints", "fleet", b"fleet", "now_ms", b"now_ms", "policy", b"policy", "publisher_keys", b"publisher_keys", "ticket_keys", b"ticket_keys", "trust_lists", b"trust_lists"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

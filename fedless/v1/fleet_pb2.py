@@ -25,43 +25,47 @@ _sym_db = _symbol_database.Default()
 from fedless.v1 import core_pb2 as fedless_dot_v1_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64less/v1/fleet.proto\x12\nfedless.v1\x1a\x15\x66\x65\x64less/v1/core.proto\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\"\xdc\x02\n\nRenewReply\x12\x11\n\tchain_der\x18\x01 \x03(\x0c\x12(\n\tendpoints\x18\x02 \x01(\x0b\x32\x15.fedless.v1.Endpoints\x12+\n\x0bticket_keys\x18\x03 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12\x1d\n\x15ticket_keys_signed_by\x18\x04 \x01(\x0c\x12\x1d\n\x15ticket_keys_signature\x18\x05 \x01(\x0c\x12.\n\x0epublisher_keys\x18\x06 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12 \n\x18publisher_keys_signed_by\x18\x07 \x01(\x0c\x12 \n\x18publisher_keys_signature\x18\x08 \x01(\x0c\x12\"\n\x06policy\x18\t \x01(\x0b\x32\x12.fedless.v1.Policy\x12\x0e\n\x06now_ms\x18\n \x01(\x04\"\x9a\x04\n\x0c\x44\x65viceStatus\x12\x17\n\x0fruntime_version\x18\x01 \x01(\t\x12\x16\n\x0etflite_runtime\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x11\n\tmemory_mb\x18\x05 \x01(\r\x12\x1b\n\x13memory_available_mb\x18\x06 \x01(\r\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\x14\n\x0c\x61gent_rss_mb\x18\x08 \x01(\x02\x12\x10\n\x08\x63lock_ms\x18\t \x01(\x04\x12\x38\n\x08refusals\x18\n \x03(\x0b\x32&.fedless.v1.DeviceStatus.RefusalsEntry\x12\x14\n\x0c\x61\x65s_mb_per_s\x18\x0b \x01(\x02\x12\x17\n\x0f\x63hacha_mb_per_s\x18\x0c \x01(\x02\x12\r\n\x05power\x18\r \x01(\t\x12\x15\n\rtemperature_c\x18\x0e \x01(\x02\x12\x15\n\rnot_before_ms\x18\x0f \x01(\x04\x12\x19\n\x11not_before_reason\x18\x10 \x01(\t\x12.\n\tfunctions\x18\x11 \x03(\x0b\x32\x1b.fedless.v1.FunctionVersion\x12\x0e\n\x06trusts\x18\x12 \x03(\t\x12\x11\n\tendpoints\x18\x13 \x03(\t\x1a/\n\rRefusalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"b\n\x0f\x46unctionVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0e\n\x06serves\x18\x04 \x01(\x08\x12\x10\n\x08given_up\x18\x05 \x01(\x08\"\x1d\n\x0bStatusReply\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\"-\n\x0b\x42lobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\".\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"-\n\nOrderQuery\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"C\n\nOrderReply\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\x16\n\x0e\x64\x65\x61\x64line_at_ms\x18\x02 \x01(\x04\x12\x0e\n\x06now_ms\x18\x03 \x01(\x04\"\x82\x02\n\x0bOrderResult\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\x0c\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\r\n\x05start\x18\x07 \x01(\t\x12:\n\ntimings_ms\x18\x08 \x03(\x0b\x32&.fedless.v1.OrderResult.TimingsMsEntry\x12\x13\n\x0bpeak_rss_mb\x18\t \x01(\x02\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1e\n\x0cOrderReceipt\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\x32\xc5\x02\n\x05\x46leet\x12\x39\n\x05Renew\x12\x18.fedless.v1.RenewRequest\x1a\x16.fedless.v1.RenewReply\x12\x41\n\x0cReportStatus\x12\x18.fedless.v1.DeviceStatus\x1a\x17.fedless.v1.StatusReply\x12=\n\tFetchBlob\x12\x17.fedless.v1.BlobRequest\x1a\x15.fedless.v1.BlobChunk0\x01\x12:\n\x08GetOrder\x12\x16.fedless.v1.OrderQuery\x1a\x16.fedless.v1.OrderReply\x12\x43\n\x0ePutOrderResult\x12\x17.fedless.v1.OrderResult\x1a\x18.fedless.v1.OrderReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64less/v1/fleet.proto\x12\nfedless.v1\x1a\x15\x66\x65\x64less/v1/core.proto\"\x97\x01\n\x0cRenewRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\x12\x41\n\rtrust_numbers\x18\x02 \x03(\x0b\x32*.fedless.v1.RenewRequest.TrustNumbersEntry\x1a\x33\n\x11TrustNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x88\x03\n\nRenewReply\x12\x11\n\tchain_der\x18\x01 \x03(\x0c\x12(\n\tendpoints\x18\x02 \x01(\x0b\x32\x15.fedless.v1.Endpoints\x12+\n\x0bticket_keys\x18\x03 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12\x1d\n\x15ticket_keys_signed_by\x18\x04 \x01(\x0c\x12\x1d\n\x15ticket_keys_signature\x18\x05 \x01(\x0c\x12.\n\x0epublisher_keys\x18\x06 \x03(\x0b\x32\x16.fedless.v1.SigningKey\x12 \n\x18publisher_keys_signed_by\x18\x07 \x01(\x0c\x12 \n\x18publisher_keys_signature\x18\x08 \x01(\x0c\x12\"\n\x06policy\x18\t \x01(\x0b\x32\x12.fedless.v1.Policy\x12\x0e\n\x06now_ms\x18\n \x01(\x04\x12*\n\x0btrust_lists\x18\x0b \x03(\x0b\x32\x15.fedless.v1.TrustList\"\xad\x04\n\x0c\x44\x65viceStatus\x12\x17\n\x0fruntime_version\x18\x01 \x01(\t\x12\x16\n\x0etflite_runtime\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\r\n\x05\x63ores\x18\x04 \x01(\r\x12\x11\n\tmemory_mb\x18\x05 \x01(\r\x12\x1b\n\x13memory_available_mb\x18\x06 \x01(\r\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\x14\n\x0c\x61gent_rss_mb\x18\x08 \x01(\x02\x12\x10\n\x08\x63lock_ms\x18\t \x01(\x04\x12\x38\n\x08refusals\x18\n \x03(\x0b\x32&.fedless.v1.DeviceStatus.RefusalsEntry\x12\x14\n\x0c\x61\x65s_mb_per_s\x18\x0b \x01(\x02\x12\x17\n\x0f\x63hacha_mb_per_s\x18\x0c \x01(\x02\x12\r\n\x05power\x18\r \x01(\t\x12\x15\n\rtemperature_c\x18\x0e \x01(\x02\x12\x15\n\rnot_before_ms\x18\x0f \x01(\x04\x12\x19\n\x11not_before_reason\x18\x10 \x01(\t\x12.\n\tfunctions\x18\x11 \x03(\x0b\x32\x1b.fedless.v1.FunctionVersion\x12\x0e\n\x06trusts\x18\x12 \x03(\t\x12\x11\n\tendpoints\x18\x13 \x03(\t\x12\x11\n\tissued_by\x18\x14 \x01(\t\x1a/\n\rRefusalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"b\n\x0f\x46unctionVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0e\n\x06serves\x18\x04 \x01(\x08\x12\x10\n\x08given_up\x18\x05 \x01(\x08\"\x1d\n\x0bStatusReply\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\"-\n\x0b\x42lobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\".\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"-\n\nOrderQuery\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"C\n\nOrderReply\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\x16\n\x0e\x64\x65\x61\x64line_at_ms\x18\x02 \x01(\x04\x12\x0e\n\x06now_ms\x18\x03 \x01(\x04\"\x82\x02\n\x0bOrderResult\x12\x10\n\x08order_id\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\x0c\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\r\n\x05start\x18\x07 \x01(\t\x12:\n\ntimings_ms\x18\x08 \x03(\x0b\x32&.fedless.v1.OrderResult.TimingsMsEntry\x12\x13\n\x0bpeak_rss_mb\x18\t \x01(\x02\x1a\x30\n\x0eTimingsMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1e\n\x0cOrderReceipt\x12\x0e\n\x06now_ms\x18\x01 \x01(\x04\x32\xc5\x02\n\x05\x46leet\x12\x39\n\x05Renew\x12\x18.fedless.v1.RenewRequest\x1a\x16.fedless.v1.RenewReply\x12\x41\n\x0cReportStatus\x12\x18.fedless.v1.DeviceStatus\x1a\x17.fedless.v1.StatusReply\x12=\n\tFetchBlob\x12\x17.fedless.v1.BlobRequest\x1a\x15.fedless.v1.BlobChunk0\x01\x12:\n\x08GetOrder\x12\x16.fedless.v1.OrderQuery\x1a\x16.fedless.v1.OrderReply\x12\x43\n\x0ePutOrderResult\x12\x17.fedless.v1.OrderResult\x1a\x18.fedless.v1.OrderReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedless.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RENEWREQUEST_TRUSTNUMBERSENTRY']._loaded_options = None
+  _globals['_RENEWREQUEST_TRUSTNUMBERSENTRY']._serialized_options = b'8\001'
   _globals['_DEVICESTATUS_REFUSALSENTRY']._loaded_options = None
   _globals['_DEVICESTATUS_REFUSALSENTRY']._serialized_options = b'8\001'
   _globals['_ORDERRESULT_TIMINGSMSENTRY']._loaded_options = None
   _globals['_ORDERRESULT_TIMINGSMSENTRY']._serialized_options = b'8\001'
-  _globals['_RENEWREQUEST']._serialized_start=61
-  _globals['_RENEWREQUEST']._serialized_end=92
-  _globals['_RENEWREPLY']._serialized_start=95
-  _globals['_RENEWREPLY']._serialized_end=443
-  _globals['_DEVICESTATUS']._serialized_start=446
-  _globals['_DEVICESTATUS']._serialized_end=984
-  _globals['_DEVICESTATUS_REFUSALSENTRY']._serialized_start=937
-  _globals['_DEVICESTATUS_REFUSALSENTRY']._serialized_end=984
-  _globals['_FUNCTIONVERSION']._serialized_start=986
-  _globals['_FUNCTIONVERSION']._serialized_end=1084
-  _globals['_STATUSREPLY']._serialized_start=1086
-  _globals['_STATUSREPLY']._serialized_end=1115
-  _globals['_BLOBREQUEST']._serialized_start=1117
-  _globals['_BLOBREQUEST']._serialized_end=1162
-  _globals['_BLOBCHUNK']._serialized_start=1164
-  _globals['_BLOBCHUNK']._serialized_end=1210
-  _globals['_ORDERQUERY']._serialized_start=1212
-  _globals['_ORDERQUERY']._serialized_end=1257
-  _globals['_ORDERREPLY']._serialized_start=1259
-  _globals['_ORDERREPLY']._serialized_end=1326
-  _globals['_ORDERRESULT']._serialized_start=1329
-  _globals['_ORDERRESULT']._serialized_end=1587
-  _globals['_ORDERRESULT_TIMINGSMSENTRY']._serialized_start=1539
-  _globals['_ORDERRESULT_TIMINGSMSENTRY']._serialized_end=1587
-  _globals['_ORDERRECEIPT']._serialized_start=1589
-  _globals['_ORDERRECEIPT']._serialized_end=1619
-  _globals['_FLEET']._serialized_start=1622
-  _globals['_FLEET']._serialized_end=1947
+  _globals['_RENEWREQUEST']._serialized_start=62
+  _globals['_RENEWREQUEST']._serialized_end=213
+  _globals['_RENEWREQUEST_TRUSTNUMBERSENTRY']._serialized_start=162
+  _globals['_RENEWREQUEST_TRUSTNUMBERSENTRY']._serialized_end=213
+  _globals['_RENEWREPLY']._serialized_start=216
+  _globals['_RENEWREPLY']._serialized_end=608
+  _globals['_DEVICESTATUS']._serialized_start=611
+  _globals['_DEVICESTATUS']._serialized_end=1168
+  _globals['_DEVICESTATUS_REFUSALSENTRY']._serialized_start=1121
+  _globals['_DEVICESTATUS_REFUSALSENTRY']._serialized_end=1168
+  _globals['_FUNCTIONVERSION']._serialized_start=1170
+  _globals['_FUNCTIONVERSION']._serialized_end=1268
+  _globals['_STATUSREPLY']._serialized_start=1270
+  _globals['_STATUSREPLY']._serialized_end=1299
+  _globals['_BLOBREQUEST']._serialized_start=1301
+  _globals['_BLOBREQUEST']._serialized_end=1346
+  _globals['_BLOBCHUNK']._serialized_start=1348
+  _globals['_BLOBCHUNK']._serialized_end=1394
+  _globals['_ORDERQUERY']._serialized_start=1396
+  _globals['_ORDERQUERY']._serialized_end=1441
+  _globals['_ORDERREPLY']._serialized_start=1443
+  _globals['_ORDERREPLY']._serialized_end=1510
+  _globals['_ORDERRESULT']._serialized_start=1513
+  _globals['_ORDERRESULT']._serialized_end=1771
+  _globals['_ORDERRESULT_TIMINGSMSENTRY']._serialized_start=1723
+  _globals['_ORDERRESULT_TIMINGSMSENTRY']._serialized_end=1771
+  _globals['_ORDERRECEIPT']._serialized_start=1773
+  _globals['_ORDERRECEIPT']._serialized_end=1803
+  _globals['_FLEET']._serialized_start=1806
+  _globals['_FLEET']._serialized_end=2131
 # @@protoc_insertion_point(module_scope)

@@ -23,16 +23,42 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class RenewRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TrustNumbersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CSR_DER_FIELD_NUMBER: _builtins.int
+    TRUST_NUMBERS_FIELD_NUMBER: _builtins.int
     csr_der: _builtins.bytes
+    @_builtins.property
+    def trust_numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """kind -> number of the newest list that the caller follows; absent: 0"""
+
     def __init__(
         self,
         *,
         csr_der: _builtins.bytes = ...,
+        trust_numbers: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "trust_numbers", b"trust_numbers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -52,6 +78,7 @@ class RenewReply(_message.Message):
     PUBLISHER_KEYS_SIGNATURE_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     NOW_MS_FIELD_NUMBER: _builtins.int
+    TRUST_LISTS_FIELD_NUMBER: _builtins.int
     ticket_keys_signed_by: _builtins.bytes
     """16 bytes"""
     ticket_keys_signature: _builtins.bytes
@@ -67,15 +94,17 @@ class RenewReply(_message.Message):
     def endpoints(self) -> _core_pb2.Endpoints: ...
     @_builtins.property
     def ticket_keys(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.SigningKey]:
-        """New keys, each list signed by a key that the client already trusts (Ed25519 over
-        "fedless-keys\\0" || the keys' raw public bytes, sorted); empty: no change.
-        """
+        """3 to 8 are always empty: what they held had no number, so an old list could have come again. See trust_lists."""
 
     @_builtins.property
     def publisher_keys(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.SigningKey]: ...
     @_builtins.property
     def policy(self) -> _core_pb2.Policy:
         """may only tighten"""
+
+    @_builtins.property
+    def trust_lists(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.TrustList]:
+        """all that are newer than trust_numbers, oldest first"""
 
     def __init__(
         self,
@@ -90,10 +119,11 @@ class RenewReply(_message.Message):
         publisher_keys_signature: _builtins.bytes = ...,
         policy: _core_pb2.Policy | None = ...,
         now_ms: _builtins.int = ...,
+        trust_lists: _abc.Iterable[_core_pb2.TrustList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_der", b"chain_der", "endpoints", b"endpoints", "now_ms", b"now_ms", "policy", b"policy", "publisher_keys", b"publisher_keys", "publisher_keys_signature", b"publisher_keys_signature", "publisher_keys_signed_by", b"publisher_keys_signed_by", "ticket_keys", b"ticket_keys", "ticket_keys_signature", b"ticket_keys_signature", "ticket_keys_signed_by", b"ticket_keys_signed_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_der", b"chain_der", "endpoints", b"endpoints", "now_ms", b"now_ms", "policy", b"policy", "publisher_keys", b"publisher_keys", "publisher_keys_signature", b"publisher_keys_signature", "publisher_keys_signed_by", b"publisher_keys_signed_by", "ticket_keys", b"ticket_keys", "ticket_keys_signature", b"ticket_keys_signature", "ticket_keys_signed_by", b"ticket_keys_signed_by", "trust_lists", b"trust_lists"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,6 +172,7 @@ class DeviceStatus(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     TRUSTS_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    ISSUED_BY_FIELD_NUMBER: _builtins.int
     runtime_version: _builtins.str
     """of the fedless package"""
     tflite_runtime: _builtins.str
@@ -166,6 +197,8 @@ class DeviceStatus(_message.Message):
     not_before_ms: _builtins.int
     """eligibility: not before this moment; 0: eligible now"""
     not_before_reason: _builtins.str
+    issued_by: _builtins.str
+    """who signed its present certificate: the first half of that authority's SHA-256"""
     @_builtins.property
     def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """counters by code"""
@@ -206,10 +239,11 @@ class DeviceStatus(_message.Message):
         functions: _abc.Iterable[Global___FunctionVersion] | None = ...,
         trusts: _abc.Iterable[_builtins.str] | None = ...,
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        issued_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aes_mb_per_s", b"aes_mb_per_s", "agent_rss_mb", b"agent_rss_mb", "architecture", b"architecture", "chacha_mb_per_s", b"chacha_mb_per_s", "clock_ms", b"clock_ms", "cores", b"cores", "disk_free_bytes", b"disk_free_bytes", "endpoints", b"endpoints", "functions", b"functions", "memory_available_mb", b"memory_available_mb", "memory_mb", b"memory_mb", "not_before_ms", b"not_before_ms", "not_before_reason", b"not_before_reason", "power", b"power", "refusals", b"refusals", "runtime_version", b"runtime_version", "temperature_c", b"temperature_c", "tflite_runtime", b"tflite_runtime", "trusts", b"trusts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aes_mb_per_s", b"aes_mb_per_s", "agent_rss_mb", b"agent_rss_mb", "architecture", b"architecture", "chacha_mb_per_s", b"chacha_mb_per_s", "clock_ms", b"clock_ms", "cores", b"cores", "disk_free_bytes", b"disk_free_bytes", "endpoints", b"endpoints", "functions", b"functions", "issued_by", b"issued_by", "memory_available_mb", b"memory_available_mb", "memory_mb", b"memory_mb", "not_before_ms", b"not_before_ms", "not_before_reason", b"not_before_reason", "power", b"power", "refusals", b"refusals", "runtime_version", b"runtime_version", "temperature_c", b"temperature_c", "tflite_runtime", b"tflite_runtime", "trusts", b"trusts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -188,6 +188,7 @@ class ClientInfo(_message.Message):
     CERTIFICATE_NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
     RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     state: _builtins.str
     """"claimed", "enrolled", "revoked" """
@@ -206,6 +207,10 @@ class ClientInfo(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """kinds of trust whose newest list it has not followed yet ("ticket", ...)"""
+
     def __init__(
         self,
         *,
@@ -220,10 +225,11 @@ class ClientInfo(_message.Message):
         certificate_not_after_ms: _builtins.int = ...,
         runtime_version: _builtins.str = ...,
         name: _builtins.str = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_not_after_ms", b"certificate_not_after_ms", "client_id", b"client_id", "enrolled_at_ms", b"enrolled_at_ms", "labels", b"labels", "last_seen_ms", b"last_seen_ms", "name", b"name", "online", b"online", "refusals", b"refusals", "reports", b"reports", "runtime_version", b"runtime_version", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_not_after_ms", b"certificate_not_after_ms", "client_id", b"client_id", "enrolled_at_ms", b"enrolled_at_ms", "labels", b"labels", "lacks", b"lacks", "last_seen_ms", b"last_seen_ms", "name", b"name", "online", b"online", "refusals", b"refusals", "reports", b"reports", "runtime_version", b"runtime_version", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

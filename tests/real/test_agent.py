@@ -206,14 +206,17 @@ def test_flood_of_forged_wake_ups_is_bounded_and_counted(
 ) -> None:
     with (state / "edge.toml").open("a") as file:
         file.write("[agent]\nwakes_per_minute = 5\nqueue = 2\n")
-    device = Device(state)
+    began, device = time.monotonic(), Device(state)
     try:
         wait_until(lambda: caller.presence == [True])
         for number in range(12):
             caller.wake(b"\xff" * 20 + bytes([number]))
-        wait_until(lambda: about(state, "counters").get("ticket_malformed") == 5, 45)
+        wait_until(lambda: about(state, "counters").get("ticket_malformed", 0) >= 5, 45)
         time.sleep(2)
-        assert about(state, "counters") == {"ticket_malformed": 5}
+        counted = about(state, "counters")["ticket_malformed"]
+        assert counted <= 5 + (time.monotonic() - began) / 12, (
+            "five at once, and one more every twelve seconds"
+        )
         assert len(list(Path(f"/proc/{device.process.pid}/task/{device.process.pid}").glob("children"))) <= 1
     finally:
         device.stop()
@@ -310,7 +313,18 @@ def test_modules_of_the_agent() -> None:
         env=os.environ,
     ).stdout.split()
     ours = {name for name in found if name.startswith(("edge_runtime", "fedless"))}
-    parts = ("agent", "disk", "doorway", "handover", "log", "notify", "proving", "timetable", "wake")
+    parts = (
+        "agent",
+        "disk",
+        "doorway",
+        "handover",
+        "lifetime",
+        "log",
+        "notify",
+        "proving",
+        "timetable",
+        "wake",
+    )
     assert ours == {"edge_runtime", *(f"edge_runtime.{part}" for part in parts)}
     dear = {
         "numpy",

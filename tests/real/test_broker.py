@@ -137,7 +137,7 @@ class World:
     async def start(self) -> None:
         port = await self.broker.start(self.authority.revocation_list([], now_ms()))
         access = MqttAccess(
-            "home", (f"127.0.0.1:{port}",), self.home / "authority" / "authority.pem",
+            "home", (f"127.0.0.1:{port}",), self.authority.pem,
             self.home / "aggregator" / "cert.pem", self.home / "aggregator" / "cert.key",
         )  # fmt: skip
         self.waker = MqttWaker(access, now_ms, lambda *heard: self.presence.append(heard))

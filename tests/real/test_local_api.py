@@ -19,17 +19,21 @@ from typing import Any
 import psutil
 import pytest
 
+from edge_runtime.budget import Budget
+from edge_runtime.calls import unpacked as unpacked_of
 from edge_runtime.cli import main
+from edge_runtime.config import load
 from edge_runtime.functions import Functions, statistics
 from edge_runtime.install import install
 from edge_runtime.local_api import Callers, serve
+from edge_runtime.starts import Starts
 from fedless.protocol import bundle_format
 from fedless.protocol.errors import Code, FedlessError, PeerError
 from tests.edge_fleet import FOREIGN_KEY, PUBLISHER_KEY, Fleet
 
 pytestmark = pytest.mark.real
 LOCAL = '[local]\nsocket = "local.sock"\nqueue = 1\nwait_s = 5\nper_minute = 10000\n'
-SETTINGS = LOCAL + "[warm]\nmemory_mb = 500\nkeep_s = 2\n"
+SETTINGS = LOCAL + "[warm]\nmemory_mb = 500\nkeep_s = 2\n[limits]\ntotal_mb = 1000\n"
 GOOD = "    return {'sum': sum(event), 'version': context.version}\n"
 
 
@@ -108,6 +112,32 @@ def test_a_function_of_a_few_lines_is_called(state: Path, call: Call) -> None:
     assert second.start_ms < first.total_ms
     assert first.caller == str(os.getuid())
     assert statistics([first, second])["adder"]["calls"] == 2
+
+
+def test_local_call_waits_for_memory_that_a_round_holds(state: Path, call: Call) -> None:
+    install(state, bundle(1))
+    with Budget(state, 1000).claim(900, 0):  # as a training would
+        refused = call("POST", "/functions/adder", [1])
+        assert refused[0] == 429
+        assert "of 1000 MB for all instances, 900 are taken" in refused[1]["detail"]
+    assert call("POST", "/functions/adder", [1]) == (200, {"sum": 1, "version": 1})
+
+
+def test_round_waits_for_memory_that_a_local_call_holds(fleet: Fleet, state: Path) -> None:
+    found = install(state, fleet.bundle)
+    config = load(state / "edge.toml")
+    unpacked = unpacked_of(state, found.digest)
+    with (
+        contextlib.closing(Functions(state)) as functions,
+        contextlib.closing(Starts(state, functions)) as starts,
+    ):
+        taken = Budget(state, 1000).take(1000, 0)
+        threading.Timer(0.5, taken).start()
+        with starts.take(unpacked, "", config, 1):
+            with pytest.raises(PeerError) as caught:
+                Budget(state, 1000).take(1000, 0)
+            assert caught.value.code is Code.BUSY
+        Budget(state, 1000).take(1000, 0)()
 
 
 def test_infer_on_the_newest_model_without_a_network(fleet: Fleet, state: Path, call: Call) -> None:

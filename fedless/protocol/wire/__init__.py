@@ -20,6 +20,8 @@ from fedless.protocol.wire.clients import (
     policy_to_pb,
     status_from_pb,
     status_to_pb,
+    trust_lists_from_pb,
+    trust_lists_to_pb,
 )
 from fedless.protocol.wire.orders import (
     json_text,
@@ -89,4 +91,6 @@ __all__ = [
     "task_to_bytes",
     "ticket_from_bytes",
     "ticket_to_bytes",
+    "trust_lists_from_pb",
+    "trust_lists_to_pb",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
 from fedless.protocol import messages as m
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.trust import LISTS_MAX, MEMBERS_MAX, TrustKind, TrustList
 from fedless.protocol.wire.checks import (
     TIME_MAX_MS,
     addresses,
+    bounded,
     identifier,
     member,
     number,
@@ -21,6 +24,8 @@ from fedless.protocol.wire.checks import (
 from fedless.v1 import core_pb2, enrollment_pb2, fleet_pb2
 
 KEYS_MAX = 16
+CERTIFICATE_BYTES_MAX, SIGNATURE_BYTES_MAX = 16 * 1024, 128
+NUMBER_MAX = 2**53
 TRUSTS_MAX = 64
 
 
@@ -49,6 +54,40 @@ def keys_from_pb(keys: Any) -> tuple[m.SigningKey, ...]:  # noqa: ANN401 - proto
     return tuple(
         m.SigningKey(sized(key.key_id, m.KEY_ID_BYTES, "key_id"), sized(key.public_key, 32, "public_key"))
         for key in keys
+    )
+
+
+def trust_lists_to_pb(lists: Iterable[TrustList]) -> list[core_pb2.TrustList]:
+    """Signed lists of whom to trust."""
+    return [
+        core_pb2.TrustList(
+            kind=each.kind.value, number=each.number, members=each.members, signed_by=each.signed_by,
+            signature=each.signature,
+        )
+        for each in lists
+    ]  # fmt: skip
+
+
+def trust_lists_from_pb(lists: Any) -> tuple[TrustList, ...]:  # noqa: ANN401 - protobuf's repeated container has no public type
+    """Signed lists with their sizes checked; those of a kind that this version does not know are passed over."""
+    within(len(lists), 0, LISTS_MAX, "number of trust lists")
+    known = {kind.value: kind for kind in TrustKind}
+    return tuple(_trust_list(each, known[each.kind]) for each in lists if each.kind in known)
+
+
+def _trust_list(each: core_pb2.TrustList, kind: TrustKind) -> TrustList:
+    within(len(each.members), 1, MEMBERS_MAX, "number of members of a trust list")
+    for member_bytes in each.members:
+        if kind is TrustKind.AUTHORITY:
+            bounded(member_bytes, CERTIFICATE_BYTES_MAX, "an authority of a trust list")
+        else:
+            sized(member_bytes, 32, "a key of a trust list")
+    return TrustList(
+        kind,
+        within(each.number, 1, NUMBER_MAX, "number of a trust list"),
+        tuple(each.members),
+        sized(each.signed_by, m.KEY_ID_BYTES, "signed_by"),
+        bounded(each.signature, SIGNATURE_BYTES_MAX, "signature of a trust list"),
     )
 
 
@@ -96,6 +135,7 @@ def enrollment_to_pb(value: m.Enrollment) -> enrollment_pb2.EnrollReply:
         publisher_keys=keys_to_pb(value.publisher_keys),
         policy=policy_to_pb(value.policy),
         now_ms=value.now_ms,
+        trust_lists=trust_lists_to_pb(value.trust_lists),
     )
 
 
@@ -111,6 +151,7 @@ def enrollment_from_pb(message: enrollment_pb2.EnrollReply) -> m.Enrollment:
         publisher_keys=keys_from_pb(message.publisher_keys),
         policy=policy_from_pb(message.policy),
         now_ms=within(message.now_ms, 1, TIME_MAX_MS, "now_ms"),
+        trust_lists=trust_lists_from_pb(message.trust_lists),
     )
 
 

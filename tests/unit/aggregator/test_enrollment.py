@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, select
 
+from aggregator.authorities import Authorities
 from aggregator.authority import Authority, der_to_pem
 from aggregator.enrollment import HOUR_MS, Registrar, Terms
 from aggregator.store import fleet as store
@@ -35,7 +36,9 @@ class Fleet:
 
     def open(self) -> None:
         self.database = Database.open(f"sqlite:///{self.path}")
-        self.registrar = Registrar(self.database, self.authority, TERMS, lambda: self.now_ms, os.urandom)
+        self.registrar = Registrar(
+            self.database, Authorities.of(self.authority), TERMS, lambda: self.now_ms, os.urandom
+        )
 
     async def restart(self) -> None:
         self.database.close()

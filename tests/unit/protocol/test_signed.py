@@ -9,10 +9,8 @@ from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Kind, SignedTicket, Ticket
 from fedless.protocol.signed import (
     judge_ticket,
-    sign_keys,
     sign_ticket,
     signing_key,
-    verify_keys,
     verify_ticket,
 )
 
@@ -83,17 +81,3 @@ def test_foreign_or_expired_ticket_is_refused(fleet: str, client: str, now: int,
 def test_ticket_of_another_version_is_refused() -> None:
     with pytest.raises(PeerError, match="version 1, found 2"):
         judge_ticket(replace(TICKET, version=2), "acme", "pi-1", 0)
-
-
-def test_new_keys_need_the_signature_of_an_old_one() -> None:
-    new = (signing_key(OTHER), signing_key(bytes(32)))
-    by, signature = sign_keys(new, KEY)
-    verify_keys(tuple(reversed(new)), by, signature, [signing_key(KEY)])
-    for keys, signer, sig in [
-        (new[:1], by, signature),
-        (new, by, signature[:-1] + b"x"),
-        (new, signing_key(OTHER).key_id, sign_keys(new, OTHER)[1]),
-    ]:
-        with pytest.raises(PeerError) as error:
-            verify_keys(keys, signer, sig, [signing_key(KEY)])
-        assert error.value.code is Code.BAD_SIGNATURE
