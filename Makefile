@@ -62,7 +62,7 @@ test-roll-over: $(READY) ## replace a running fleet's ticket key and authority, 
 
 CLOUD_TESTS := tests/contract/test_invokers.py tests/contract/test_packages.py tests/unit/cloud_adapters \
   tests/unit/aggregator/test_functions.py tests/unit/aggregator/test_invoke.py tests/real/test_functions.py \
-  tests/real/test_mixed.py
+  tests/real/test_mixed.py tests/real/test_helper_function.py
 
 test-clouds: $(READY) .venv-clouds/.locked .venv-clouds-knative/.locked .venv-clouds-tools/.locked ## the cloud adapters on the platforms' own runtimes
 	@deploy/setup/apt.sh mosquitto bubblewrap
