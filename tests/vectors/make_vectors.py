@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vectors.bad import bad_helper, bad_rosters, bad_rounds
+from tests.vectors.calls import bad_calls, call_vectors
 from tests.vectors.helper_mode import helper_vectors
 from tests.vectors.jsonable import to_json
 from tests.vectors.pairwise import pairwise
@@ -23,6 +24,8 @@ FILES: dict[str, Callable[[], Any]] = {
     "helper.json": helper_vectors,
     "bad_pairwise.json": lambda: [*bad_rosters(), *bad_rounds()],
     "bad_helper.json": bad_helper,
+    "calls.json": call_vectors,
+    "bad_calls.json": bad_calls,
 }
 
 
