@@ -274,7 +274,7 @@ def _openwhisk(wanted: Wanted) -> Package:
     commands = (
         *_build(wanted, context, image),
         f"wsk action create {wanted.name} {archive} --docker {image} --main main --memory 512 --timeout 300000"
-        + (f" --env-file {KEYS}" if wanted.contents.secret else ""),
+        + (f" --param-file {KEYS}" if wanted.contents.secret else ""),
     )
     return Package(archive, size, archive.stat().st_size, commands)
 

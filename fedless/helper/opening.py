@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedless.helper.remembering import Remembering
+from fedless.protocol.errors import Code, LocalError
 
 SCHEMES = ("postgresql", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
@@ -15,8 +16,11 @@ def open_memory(directory: Path | None, url: str, password: str = "") -> Remembe
     Raises `LocalError` or `PeerError(BUSY)`.
     """
     if url.startswith("postgresql://"):
-        from fedless.helper.postgresql import PostgresqlMemory  # noqa: PLC0415 - an extra
-
+        try:
+            from fedless.helper.postgresql import PostgresqlMemory  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            detail = f"The helper's memory is PostgreSQL, and {error.name} is not installed."
+            raise LocalError(Code.NOT_INSTALLED, detail, fix="Install fedless[postgresql].") from error
         return PostgresqlMemory(url, password)
     if url:
         from fedless.helper.objects import ObjectMemory  # noqa: PLC0415 - an extra

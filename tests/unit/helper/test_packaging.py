@@ -18,8 +18,9 @@ from fedless.helper.deployed import (
     read_deployment,
     read_keys,
 )
+from fedless.helper.entries import openwhisk
 from fedless.helper.function import deployed, run
-from fedless.helper.packaging import contents
+from fedless.helper.packaging import contents, secret_text
 from fedless.protocol.errors import Code, LocalError
 from tests.helper_fleet import FLEET, World
 
@@ -133,6 +134,20 @@ def test_errors_about_keys_hold_no_key(world: World, monkeypatch: pytest.MonkeyP
     for raised in (error.value, missing.value):
         seen = f"{raised} {raised!r} {raised.__cause__!r}"
         assert not any(piece[:30] in seen for piece in secrets(world))
+
+
+def test_keys_that_a_caller_gives_do_not_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenWhisk lets whoever invokes an action put others in the place of bound parameters."""
+    deployed.cache_clear()
+    settings = load(world.directory / "helper.toml")
+    nowhere = settings.state.model_copy(update={"url": "postgresql://nobody@/none?host=/nonexistent"})
+    deployment = contents(settings.model_copy(update={"state": nowhere})).text
+    monkeypatch.setenv("FEDLESS_HELPER_DEPLOYMENT", deployment)
+    monkeypatch.setenv("FEDLESS_HELPER_KEYS", "")
+    bound = json.loads(secret_text(settings, "openwhisk"))
+    assert openwhisk.main(bound)["outcome"] == Code.BUSY.value  # its keys are right; its database is away
+    assert openwhisk.main({"FEDLESS_HELPER_KEYS": "{}"})["outcome"] == Code.STATE_CORRUPT.value
+    assert openwhisk.main(bound)["outcome"] == Code.BUSY.value
 
 
 def test_function_without_its_keys_or_deployment_says_so_and_signs_nothing(
