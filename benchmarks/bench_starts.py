@@ -64,7 +64,7 @@ ANCHORS: list[dict[str, str]] = [  # of others, on other machines, for other wor
     {
         "what": "TensorFlow / torch in a fresh process, to the first training step, ms",
         "figure": "2300-3300 / 2200",
-        "source": "issue 4 of this project, on two cores; benchmarks/bench_footprint.py measures both in one run",
+        "source": "issue 4 of this project, which measured them on two cores; not measured here",
         "not comparable": "another run on another machine",
     },
 ]
