@@ -14,6 +14,7 @@ import pytest
 from aggregator import authorities as rollover
 from aggregator.authorities import Authorities, mark
 from aggregator.authority import der_to_pem
+from aggregator.backup import back_up, restore
 from aggregator.config import load
 from aggregator.enrollment import Registrar, publisher_ring, terms_of, ticket_ring
 from aggregator.founding import Ports, found_fleet
@@ -205,6 +206,25 @@ def test_list_withheld_from_a_device_changes_nothing_on_it(site: Site) -> None:
         device.comes()
     assert caught.value.code is Code.BAD_SIGNATURE
     assert device.own == before
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_back_up_holds_phase_lists_and_both_authorities(tmp_path: Path, with_keys: bool) -> None:
+    found_fleet(tmp_path / "home", "home", "127.0.0.1", Ports(7443, 7444, 8883), NOW_MS)
+    configuration = tmp_path / "home" / "aggregator.toml"
+    settings = load(configuration)
+    Database.open(settings.database_url).close()
+    before = rollover.begin(settings.authority.directory, "home", NOW_MS)
+    ticket_ring(settings).begin(NOW_MS)
+    contents = back_up(configuration, tmp_path / "home.tar", NOW_MS, with_keys=with_keys)
+    restore(tmp_path / "home.tar", tmp_path / "again", NOW_MS)
+    again = load(tmp_path / "again" / "aggregator.toml")
+    assert ("authority/next.key" in contents.keys_left_out) is not with_keys
+    if with_keys:
+        after = Authorities.load(again.authority.directory, "home")
+        assert (after.phase, after.ders, after.lists) == (before.phase, before.ders, before.lists)
+        assert ticket_ring(again).rotating
+        assert terms_of(again).lists == terms_of(settings).lists
 
 
 async def test_devices_that_are_behind_are_asked_when_they_come(tmp_path: Path) -> None:
