@@ -26,6 +26,7 @@ from aggregator.strategies.robust import Robust
 from aggregator.unmasking import Unmasked
 from aggregator.uploads import BLOCK, FloatSum, float_blocks
 from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.layout import Layout
 from fedless.protocol.messages import Kind
 
 PERCENTILES = (10, 50, 90)
@@ -94,11 +95,17 @@ def mean_blocks(
 
 
 def next_model(
-    blobs: Blobs, old: ModelRecord, mean: Iterable[Doubles], strategy: Strategy, round_id: int
+    blobs: Blobs,
+    old: ModelRecord,
+    mean: Iterable[Doubles],
+    strategy: Strategy,
+    round_id: int,
+    layout: Layout | None = None,
 ) -> ModelRecord:
     """The next version and its strategy's state, which are then among the blobs; blocks.
 
-    Raises `LocalError` DISK_FULL, STATE_CORRUPT (the old version's state is not there), `PeerError` UNKNOWN_BLOB.
+    `mean` and the state are of the elements that `layout` shares (None: all); the others stay as they are. Raises
+    `LocalError` DISK_FULL, STATE_CORRUPT (the old version's state is not there), `PeerError` UNKNOWN_BLOB.
     """
     names = list(strategy.state)
     if old.version and set(old.state) != set(names):
@@ -112,17 +119,31 @@ def next_model(
         return _read(blobs.path(old.state[name]), start, count)
 
     def rows() -> Iterator[Sequence[memoryview]]:
-        start = 0
+        file, start, at = blobs.path(old.digest), 0, 0
         for block in mean:
             count = block.shape[-1]
-            before = _read(blobs.path(old.digest), start, count)
+            pieces = [(start, count)] if layout is None else list(layout.pieces(start, count))
+            before = np.concatenate([_read(file, low, size) for low, size in pieces])
             state = [part(name, start, count) for name in names]
             start += count
             model, kept = strategy.step(before, block, state)
-            yield [array.astype("<f4", copy=False).data.cast("B") for array in (model, *kept)]
+            arrays = [array.astype("<f4", copy=False) for array in (model, *kept)]
+            done = 0
+            for low, size in pieces:
+                yield from _as_it_is(file, at, low, len(names))
+                yield [array[done : done + size].data.cast("B") for array in arrays]
+                done, at = done + size, low + size
+        if layout is not None:
+            yield from _as_it_is(file, at, layout.parameters, len(names))
 
     digest, *kept = blobs.put_together(rows(), 1 + len(names))
     return ModelRecord(old.version + 1, digest, round_id, dict(zip(names, kept, strict=True)))
+
+
+def _as_it_is(file: Path, low: int, high: int, states: int) -> Iterator[Sequence[memoryview]]:
+    """Elements `low` to `high` of a model, to which no state belongs."""
+    for at in range(low, high, BLOCK):
+        yield [_read(file, at, min(BLOCK, high - at)).data.cast("B"), *([memoryview(b"")] * states)]
 
 
 def _read(file: Path, start: int, count: int) -> Floats:
@@ -180,7 +201,7 @@ def spread(round_: Round) -> dict[str, float]:
         each = [means(header.sums, header.examples) for header in headers if name in header.sums]
         label = means({name: 0.0}, 1).popitem()[0]  # `correct` is told as `accuracy`
         values = np.sort([one[label] for one in each])
-        worst = values[: _tenth(values)] if label == "accuracy" else values[-_tenth(values) :]
+        worst = values[: _tenth(values)] if label.endswith("accuracy") else values[-_tenth(values) :]
         for percent in PERCENTILES:
             found[f"device_{label}_p{percent}"] = float(np.percentile(values, percent))
         found[f"device_{label}_worst_decile"] = float(worst.mean())
@@ -198,8 +219,7 @@ def masked_figures(round_: Round, unmasked: Unmasked) -> dict[str, float]:
     if noise is not None:
         return ledger.figures(noise, clipped_share(noise, decoded.extras))
     prefix = "train" if round_.terms.kind is Kind.TRAIN else "device"
-    names = {"correct": "accuracy"}
-    means_ = {f"{prefix}_{names.get(name, name)}": value for name, value in decoded.extras.items()}
+    means_ = {f"{prefix}_{name}": value for name, value in means(decoded.extras, 1).items()}
     examples = decoded.weight * round_.terms.max_examples
     found = {**means_, f"{prefix}_examples": float(round(examples))}
     if cohorts > 1:

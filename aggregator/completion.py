@@ -31,6 +31,7 @@ from aggregator.strategies.base import Strategy
 from aggregator.strategies.robust import Robust
 from aggregator.uploads import ClippedSum, FloatSum, RingSum
 from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.layout import Layout
 from fedless.protocol.messages import Kind
 from fedless.protocol.prg import Words
 
@@ -66,8 +67,11 @@ class Completion:
         masked: MaskedMode | None,
         unmask_s: int,
         ledger: Ledger | None = None,
+        layout: Layout | None = None,
     ) -> None:
+        """`layout`: which part of the model the clients share; None: all of it."""
         self._means = means
+        self._layout = layout
         self._ledger = ledger
         self._strategy = strategy
         self._masked = masked
@@ -159,7 +163,7 @@ class Completion:
         beside = commit.beside(round_, opened.extras)
         mean = commit.mean_blocks(self._updates(round_, opened.sum), self._strategy, beside)
         model = await asyncio.to_thread(
-            commit.next_model, means.blobs, old, mean, self._strategy, terms.round_id
+            commit.next_model, means.blobs, old, mean, self._strategy, terms.round_id, self._layout
         )
         aggregate_ms = opened.phases_ms["aggregate"] + (time.monotonic() - began) * 1000
         phases = commit.times(round_) | dict(opened.phases_ms) | {"aggregate": aggregate_ms}

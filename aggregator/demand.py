@@ -21,7 +21,7 @@ class Wanted:
 
     `examples` 0: not stated. `peak_mb`: what the author's check measured (0: nothing); `memory_mb`: what the bundle's
     instance may use. `cohorts`: how many sums a round has. `vectors`: numbers of float32[`parameters`] that each
-    model version keeps, itself included.
+    model version keeps, itself included. `keeps`: clients must keep something from round to round.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Wanted:
     secagg_minimum: int = 0
     cohorts: int = 1
     least_cohorts: int = 1
+    keeps: bool = False
 
     @property
     def model_bytes(self) -> int:

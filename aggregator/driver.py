@@ -65,7 +65,9 @@ class Driver:
             clock, random = means.clock, means.random
             self._ledger = Ledger(means.database, settings, run.run_id, clock=clock, random=random)
         unmask_s = settings.secagg.unmask_s
-        self._completion = Completion(means, self._strategy, self._masked, unmask_s, self._ledger)
+        self._completion = Completion(
+            means, self._strategy, self._masked, unmask_s, self._ledger, self._task.layout
+        )
         self._setups_failed = 0
 
     async def drive(self) -> None:
@@ -117,7 +119,7 @@ class Driver:
             terms,
             goal=want.goal,
             minimum=want.minimum,
-            parameters=self._task.parameters,
+            parameters=self._task.layout.common,
             vectors=self._task.rule.vectors,
             extras=tuple(self._strategy.extras(self._task.rule, self._task.max_examples).items()),
             privacy=None if self._ledger is None else (await self._ledger.noise()).sized(want.goal),

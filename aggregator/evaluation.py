@@ -97,8 +97,8 @@ class Evaluator:
 
 
 def means(sums: Mapping[str, float], examples: int) -> dict[str, float]:
-    """Named sums over examples as means; `correct` becomes `accuracy`."""
-    names = {"correct": "accuracy"}
+    """Named sums over examples as means; `correct` becomes `accuracy`, of the model as it was sent as well."""
+    names = {"correct": "accuracy", "global_correct": "global_accuracy"}
     return {names.get(name, name): value / examples for name, value in sums.items()} if examples else {}
 
 

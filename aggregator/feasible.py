@@ -22,6 +22,7 @@ def usable(wanted: Wanted, clients: Sequence[Client]) -> tuple[list[Client], lis
     left, notes = list(clients), []
     for what, fits in (
         (f"cannot take part in mode {wanted.mode.value}: functions keep no keys between rounds", _keeps_keys),
+        ("are cloud functions, which keep no control variate and no personal parameters", _keeps_state),
         (f"have too little memory: {instance_mb(wanted)} MB needed", _has_memory),
         ("may not run as long as this task took there before", _has_time),
     ):
@@ -96,6 +97,10 @@ def _unfit(wanted: Wanted, clients: Sequence[Client], fit: int, notes: Sequence[
     )
     if any(not _keeps_keys(wanted, client) for client in clients):
         return Refusal(Code.FUNCTION_LIMIT, reason, 'mode = "helper" (docs/helper.md), or "plain"')
+    if any(not _keeps_state(wanted, client) for client in clients):
+        return Refusal(
+            Code.FUNCTION_LIMIT, reason, "more devices, or a task that leaves nothing on its clients"
+        )
     if any(not _has_memory(wanted, client) for client in clients):
         return Refusal(
             Code.INSTANCE_MEMORY, reason, f"a smaller model or batch, or a cohort of {max(fit, 1)} clients"
@@ -107,6 +112,10 @@ def _unfit(wanted: Wanted, clients: Sequence[Client], fit: int, notes: Sequence[
 
 def _keeps_keys(wanted: Wanted, client: Client) -> bool:
     return not (client.platform and wanted.mode is Mode.PAIRWISE)
+
+
+def _keeps_state(wanted: Wanted, client: Client) -> bool:
+    return not (client.platform and wanted.keeps)
 
 
 def _has_memory(wanted: Wanted, client: Client) -> bool:

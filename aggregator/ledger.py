@@ -22,10 +22,11 @@ from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.members import Stage, Terms
 from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, EPSILON_PLD, NOISE, Noise, Place, releases
 from aggregator.round import Round
+from aggregator.sections import PrivacySettings
 from aggregator.store import history, rounds, runs
 from aggregator.store import privacy as store
 from aggregator.store.engine import Database
-from aggregator.tasks import PrivacySettings, TaskSettings
+from aggregator.tasks import TaskSettings
 from fedless.protocol.crypto import sha256
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import ClientRule

@@ -230,5 +230,13 @@ def encoding_of(plan: Plan, n: int, least: int) -> RingEncoding:
         clip=secagg.clip,
         max_examples=plan.terms.max_examples,
         l2_clip=secagg.l2_clip if trains else 0.0,
-        extras=((loss,) if noise is None else ()) + further if trains else (loss, Extra("correct", 1.0)),
+        extras=((loss,) if noise is None else ()) + further if trains else _judged(plan, loss),
     )
+
+
+def _judged(plan: Plan, loss: Extra) -> tuple[Extra, ...]:
+    """What is told of a model; with personal parameters also of the model as it was sent."""
+    told = (loss, Extra("correct", 1.0))
+    if plan.settings.personalise is None:
+        return told
+    return told + tuple(replace(extra, name=f"global_{extra.name}") for extra in told)

@@ -32,7 +32,7 @@ from cloud_adapters import prices
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest
-from fedless.protocol.messages import Mode
+from fedless.protocol.messages import Mode, Task
 from fedless.protocol.secagg import ring
 from fedless.protocol.secagg.epochs import SLOTS_MAX, threshold
 
@@ -170,7 +170,8 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
     mode, check = Mode(settings.mode), package.manifest.check
     goal, minimum, woken = _cohort(settings, mode, count)
     strategy = strategies.make(settings.strategy, settings.strategy_options.given())
-    words, word_bytes = strategy.client(settings.client.rule()).vectors * model.parameters, 4
+    asked = task(settings, package)
+    words, word_bytes = asked.rule.vectors * asked.layout.common, 4
     if masked and mode is not Mode.PLAIN:
         largest = settings.cohort_sizes(count)[0] if mode is Mode.PAIRWISE else woken
         least = threshold(largest, settings.secagg.trust) if mode is Mode.PAIRWISE else minimum
@@ -178,15 +179,29 @@ def wanted(settings: TaskSettings, package: Package, count: int, *, masked: bool
     return Wanted(
         name=settings.name, mode=mode, strategy=settings.strategy, rounds=settings.rounds,
         goal=goal, minimum=minimum, woken=woken, parameters=model.parameters, words=words, word_bytes=word_bytes,
-        epochs=settings.client.local_epochs, batch=model.batch, bundle_bytes=package.size_bytes,
+        epochs=asked.rule.local_epochs + asked.rule.personal_epochs, batch=model.batch, bundle_bytes=package.size_bytes,
         max_steps=settings.client.max_steps, peak_mb=check.peak_memory_mb if check else 0,
         memory_mb=package.manifest.memory_mb, vectors=1 + len(strategy.state),
         wait_s=settings.cohort.wait_s, deadline_ms=1000 * settings.round.deadline_s, grace=settings.round.grace,
         abandon_limit=settings.round.abandon_limit, secagg_minimum=settings.secagg.minimum,
         key_epoch_slots=min(SLOTS_MAX, settings.rounds) if mode is Mode.PAIRWISE else 1,
         cohorts=len(settings.cohort_sizes(count)) if mode is Mode.PAIRWISE else 1,
-        least_cohorts=strategy.least_cohorts,
+        least_cohorts=strategy.least_cohorts, keeps=asked.rule.control or bool(asked.personal),
     )  # fmt: skip
+
+
+def task(settings: TaskSettings, package: Package) -> Task:
+    """What clients get. Raises `PeerError` MANIFEST_INVALID (no model), CONFIG_INVALID (no such layers)."""
+    model = package.manifest.model
+    if model is None:
+        raise PeerError(Code.MANIFEST_INVALID, f"The function {package.manifest.name} has no model to train.")
+    plain = settings.task(package.digest, model.parameters)
+    if settings.personalise is None:
+        return plain
+    try:
+        return settings.personalise.applied(plain, model)
+    except LocalError as error:  # the operator's mistake, not ours
+        raise PeerError(error.code, error.detail, fix=error.fix) from error
 
 
 def _cohort(settings: TaskSettings, mode: Mode, count: int) -> tuple[int, int, int]:

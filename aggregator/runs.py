@@ -76,7 +76,9 @@ class Runs:
             raise PeerError(
                 Code.UNKNOWN_BLOB, f"The task names a test set, {settings.test_set}; it did not come."
             )
-        task = wire.task_to_bytes(settings.task(bundle, parameters))
+        task = wire.task_to_bytes(
+            planning.task(settings, Package(manifest, bundle, means.blobs.size(bundle)))
+        )
         run_id = f"{settings.name}-{means.random(4).hex()}"
         record = RunRecord(run_id, task_toml, task, bundle, test_set or b"", RunState.RUNNING)
 

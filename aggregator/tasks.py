@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from aggregator import own, selection
 from aggregator.privacy import Place, complaints, with_local_noise
+from aggregator.sections import PersonaliseSettings, PrivacySettings, SecaggSettings, Section, one_of
 from aggregator.selection import SELECTIONS
 from aggregator.strategies import STRATEGIES, hidden, make
 from aggregator.strategies.grouped import unsplit
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.messages import EXAMPLES_MAX, ID, NOISE_MAX, ClientRule, Mode, Optimizer, Task
-from fedless.protocol.secagg.epochs import COHORT_MAX, COHORT_TARGET, MINIMUM_COHORT, Trust, cohort_sizes
+from fedless.protocol.messages import EXAMPLES_MAX, ID, ClientRule, Mode, Optimizer, Task
+from fedless.protocol.secagg.epochs import COHORT_MAX, COHORT_TARGET, cohort_sizes
 
 TASK_BYTES_MAX = 256 * 1024
 NAME_MAX = 48
@@ -33,26 +34,13 @@ Positive = Annotated[float, Field(ge=0.0, le=1e6)]
 FileName = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-def _one_of(names: Collection[str]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"expected one of {', '.join(names)}, found {value[:64]!r}")
-        return value
-
-    return check
-
-
 def _run_name(value: str) -> str:
     if not ID.fullmatch(value) or len(value) > NAME_MAX:
         raise ValueError(f"expected 1 to {NAME_MAX} characters a-z, 0-9 and '-', found {value[:64]!r}")
     return value
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class CohortSettings(_Section):
+class CohortSettings(Section):
     """Who takes part in a round. `size` reports are wanted; `size` or `fraction` of the eligible clients.
 
     With `over_selection` 1.3, 30 % more clients than wanted are woken, and the slowest are not waited for.
@@ -65,7 +53,7 @@ class CohortSettings(_Section):
     fraction: Fraction | None = None
     minimum_reports: int = Field(0, ge=0, le=100_000)
     over_selection: float = Field(1.3, ge=1.0, le=10.0)
-    selection: Annotated[str, AfterValidator(_one_of(SELECTIONS))] = "uniform"
+    selection: Annotated[str, AfterValidator(one_of(SELECTIONS))] = "uniform"
     labels: dict[str, str] = Field(default={}, max_length=32)
     wait_s: int = Field(600, ge=0, le=604_800)
 
@@ -94,7 +82,7 @@ class CohortSettings(_Section):
         return math.ceil(goal * self.over_selection)
 
 
-class RoundSettings(_Section):
+class RoundSettings(Section):
     """When a round ends. `deadline_s` seconds after its opening at the latest; `grace` times the median report
     time after the minimum was reached. After `abandon_limit` abandoned rounds in a row the run has failed.
     """  # noqa: D205
@@ -104,7 +92,7 @@ class RoundSettings(_Section):
     abandon_limit: int = Field(3, ge=1, le=1000)
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """What a client does with its data (`messages.ClientRule`), and what it may count.
 
     `max_examples` 0 means 1,000,000 in plain rounds, and 10,000 in masked ones, where a larger bound costs precision.
@@ -132,7 +120,7 @@ class ClientSettings(_Section):
         return ClientRule(**{**values, "optimizer": Optimizer(self.optimizer)})
 
 
-class StrategyOptions(_Section):
+class StrategyOptions(Section):
     """Numbers of the server's rule; each strategy has its own (docs/strategies.md), and refuses those of others.
 
     A user's own strategy may have options by other names; it checks them itself.
@@ -162,52 +150,7 @@ class StrategyOptions(_Section):
         return values
 
 
-class SecaggSettings(_Section):
-    """How single updates are hidden (modes pairwise and helper).
-
-    `bits` of a ring word, 16 or 32. Coordinates of an update are clipped to `clip`, its L2 norm to `l2_clip` (0: not).
-    A cohort has at least `minimum` members; in mode pairwise a selection of more than 128 clients is split into cohorts
-    of about 100 with a sum each, or any selection into cohorts of about `cohort_size` (0: not). `trust`: what members
-    assume of the aggregator; it sets how many of them must agree to open a sum. Each step of a key epoch's set-up takes
-    at most `setup_s` seconds, the answers that open a sum at most `unmask_s`. Mean losses above `loss_limit` count as
-    this much.
-    """
-
-    bits: Literal[16, 32] = 32
-    clip: float = Field(1.0, gt=0.0, le=1e6)
-    l2_clip: float = Field(0.0, ge=0.0, le=1e9)
-    minimum: int = Field(MINIMUM_COHORT, ge=2, le=100_000)
-    cohort_size: int = Field(0, ge=0, le=COHORT_MAX)
-    trust: Trust = Field(Trust.CHEATING, strict=False)
-    setup_s: int = Field(60, ge=1, le=604_800)
-    unmask_s: int = Field(300, ge=1, le=604_800)
-    loss_limit: float = Field(20.0, gt=0.0, le=1e6)
-
-
-class PrivacySettings(_Section):
-    """Differential privacy (docs/privacy.md). `noise` says who adds it: the server, the helper, the members together
-    (distributed), or each client in its own training (local). Its standard deviation is `multiplier` times `clip`, the
-    L2 norm that an update (local: one example's gradient) is clipped to; `adaptive` clipping follows the `quantile` of
-    the updates' norms with `rate`. No client's epsilon, at `delta` and over all its rounds, passes `epsilon` (0: no
-    limit).
-    """  # noqa: D205
-
-    noise: Annotated[str, AfterValidator(_one_of([place.value for place in Place]))]
-    multiplier: float = Field(gt=0.0, le=NOISE_MAX)
-    clip: float = Field(gt=0.0, le=1e6)
-    adaptive: bool = False
-    quantile: float = Field(0.5, gt=0.0, lt=1.0)
-    rate: float = Field(0.2, gt=0.0, le=10.0)
-    epsilon: float = Field(0.0, ge=0.0, le=1e6)
-    delta: float = Field(1e-5, gt=0.0, lt=1.0)
-
-    @property
-    def place(self) -> Place:
-        """Who adds the noise."""
-        return Place(self.noise)
-
-
-class EvaluationSettings(_Section):
+class EvaluationSettings(Section):
     """How models are judged: centrally every `central_every` rounds (0: never), on `devices` devices after each
     round (0: none; on their held-out examples), which have `deadline_s` seconds. `best` is the metric that tells the
     best model (empty: the first of test_accuracy, device_accuracy, train_accuracy, test_loss, device_loss, train_loss
@@ -221,7 +164,7 @@ class EvaluationSettings(_Section):
     best_is: Literal["highest", "lowest"] = "highest"
 
 
-class StopSettings(_Section):
+class StopSettings(Section):
     """When to stop before the last round: at this accuracy on the central test set; or when the metric
     `evaluation.best` has not improved by more than `min_delta` for `patience` judged models (0: never).
     """  # noqa: D205
@@ -231,15 +174,15 @@ class StopSettings(_Section):
     min_delta: float = Field(0.0, ge=0.0, le=1e6)
 
 
-class TaskSettings(_Section):
+class TaskSettings(Section):
     """A whole task file. Names of files are relative to it; the command line resolves them."""
 
     name: Annotated[str, AfterValidator(_run_name)]
     function: FileName
     initial: FileName = ""
     test_set: str = Field("", max_length=1024)
-    mode: Annotated[str, AfterValidator(_one_of([mode.value for mode in Mode]))] = Mode.PAIRWISE.value
-    strategy: Annotated[str, AfterValidator(_one_of(STRATEGIES))] = "fedavg"
+    mode: Annotated[str, AfterValidator(one_of([mode.value for mode in Mode]))] = Mode.PAIRWISE.value
+    strategy: Annotated[str, AfterValidator(one_of(STRATEGIES))] = "fedavg"
     rounds: int = Field(ge=1, le=1_000_000)
     cohort: CohortSettings
     round: RoundSettings = RoundSettings()
@@ -247,12 +190,13 @@ class TaskSettings(_Section):
     strategy_options: StrategyOptions = StrategyOptions()
     secagg: SecaggSettings = SecaggSettings()
     privacy: PrivacySettings | None = None
+    personalise: PersonaliseSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     stop: StopSettings = StopSettings()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskSettings:
-        problems = self._strategy_complaints() + self._privacy_complaints()
+        problems = self._strategy_complaints() + self._privacy_complaints() + self._personal_complaints()
         if self.mode == Mode.PAIRWISE:
             problems += self._cohort_complaints()
         if self.stop.test_accuracy is not None and not (self.test_set and self.evaluation.central_every):
@@ -330,6 +274,17 @@ class TaskSettings(_Section):
         elif place is not Place.LOCAL and hidden(strategy):
             why = "noise is for the sum, and it looks at single updates"
         return [f"strategy {self.strategy} with [privacy]: {why}"] if why else []
+
+    def _personal_complaints(self) -> list[str]:
+        if self.personalise is None:
+            return []
+        found = self.personalise.complaints(
+            control=self.strategy == "scaffold",
+            max_steps=self.client.max_steps,
+            local_noise=self.privacy is not None and self.privacy.place is Place.LOCAL,
+            central_target=self.stop.test_accuracy is not None,
+        )
+        return list(found)
 
     def rule(self) -> ClientRule:
         """What clients do with their data."""

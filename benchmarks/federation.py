@@ -18,13 +18,19 @@ import numpy as np
 from learning import Array, Client, Floats, Net
 
 from aggregator import commit, strategies
+from aggregator.staleness import Late, factor
 from aggregator.strategies.base import Beside
+from aggregator.strategies.grouped import Grouped
 from aggregator.strategies.robust import Robust
 from aggregator.uploads import FloatSum
 from fedless.protocol.messages import ClientRule, Optimizer
 from fedless.protocol.secagg import ring
 
 MAX_EXAMPLES = 1000
+DELAYS, CHANCES = (0, 1, 2), (0.6, 0.3, 0.1)
+"""By how many rounds a report comes late, where late ones count, and how often."""
+GROUPS = 5
+"""Cohorts of a round for the rules that look at their means."""
 Summed = tuple[FloatSum | commit.MeanSum | commit.SingleReports, Mapping[str, float]]
 """A round's sum, and the means of its further coordinates."""
 
@@ -32,6 +38,11 @@ Summed = tuple[FloatSum | commit.MeanSum | commit.SingleReports, Mapping[str, fl
 def cohort(number: int, clients: int, size: int) -> list[int]:
     """Who takes part in round `number`."""
     return sorted(np.random.default_rng([7, number]).choice(clients, size, replace=False).tolist())
+
+
+def delays(number: int, size: int) -> list[int]:
+    """By how many rounds each report of round `number` comes late."""
+    return np.random.default_rng([9, number]).choice(DELAYS, size, p=CHANCES).tolist()
 
 
 @dataclass
@@ -46,6 +57,7 @@ class Product:
     folder: Path
     masked: bool = False
     own: dict[int, Floats] = field(default_factory=dict)
+    late: list[tuple[int, int, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """The strategy and its first state."""
@@ -63,12 +75,39 @@ class Product:
             for k, update in zip(chosen, updates, strict=True):
                 change = update[len(self.weights) :]
                 self.own[k] = change if k not in self.own else self.own[k] + change
-        summed = self._ring_sum(number, results, updates) if self.masked else self._sum(results, updates)
+        if self.strategy.late is not None:
+            summed = self._late_sum(number, results, self.strategy.late)
+        elif isinstance(self.strategy, Grouped):
+            summed = self._grouped_sum(number, results, updates)
+        else:
+            summed = self._ring_sum(number, results, updates) if self.masked else self._sum(results, updates)
         sum_, extras = summed
         beside = Beside(extras, len(chosen) / len(self.clients))
         blocks = list(commit.mean_blocks(sum_, self.strategy, beside))
         mean = np.concatenate(blocks, axis=-1)
         self.weights, self.state = self.strategy.step(self.weights, mean, self.state)
+
+    def _late_sum(self, number: int, results: Sequence[Any], late: Late) -> Summed:
+        """What comes in this round, of this one's cohort or earlier ones'; each weighs as its age says."""
+        version, sum_ = number - 1, FloatSum(len(self.weights))
+        for result, behind in zip(results, delays(number, len(results)), strict=True):
+            self.late.append((number + behind, version, result))
+        for _, base, result in [each for each in self.late if each[0] == number]:
+            file = self.folder / "late.part"
+            file.write_bytes(result.payload)
+            weight = result.examples * factor(late, version, base)
+            sum_.add(file, weight, weight if late.renormalised else result.examples)
+        self.late = [each for each in self.late if each[0] > number]
+        return sum_, {}
+
+    def _grouped_sum(self, number: int, results: Sequence[Any], updates: Sequence[Array]) -> Summed:
+        """The means of cohorts, each through a ring of its own."""
+        means = []
+        for at in range(GROUPS):
+            summed, _ = self._ring_sum(number, results[at::GROUPS], updates[at::GROUPS])
+            assert isinstance(summed, commit.MeanSum)
+            means.append(summed.total)
+        return commit.MeanSum(np.mean(means, axis=0, dtype=np.float32), cohorts=means), {}
 
     def _sum(self, results: Sequence[Any], updates: Sequence[Array]) -> Summed:
         files = []
@@ -110,6 +149,7 @@ class Reference:
     data: Sequence[tuple[Array, Array]]
     weights: Array
     own: dict[int, Array] = field(default_factory=dict)
+    late: list[tuple[int, int, Array, int]] = field(default_factory=list)
     kept: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,17 +176,24 @@ class Reference:
                 w, steps = w + velocity, steps + 1
         return w - start, steps, self.net.judge(start, x, y)[0] if self.name == "qfedavg" else 0.0
 
-    def round(self, _number: int, chosen: Sequence[int]) -> None:
+    def round(self, number: int, chosen: Sequence[int]) -> None:
         """One round of the algorithm."""
         found = [self._local(k) for k in chosen]
         deltas = np.array([delta for delta, _, _ in found])
         n = np.array([len(self.data[k][1]) for k in chosen], float)
+        if self.name in {"fedbuff", "fedlesscan", "apodotiko"}:
+            self.weights = self.weights + self._late_move(number, deltas, n)
+            return
         p = n / n.sum()
         self.weights = self.weights + self._move(chosen, deltas, p, found)
 
     def _move(self, chosen: Sequence[int], deltas: Array, p: Array, found: Sequence[Any]) -> Array:  # noqa: PLR0911 - one case each
         if self.name in {"median", "trimmed-mean", "norm-clipping", "krum"}:
             return self._robust(deltas)
+        if self.name in {"group-median", "group-trimmed-mean"}:
+            n = p / p[0]
+            groups = [n[at::GROUPS] @ deltas[at::GROUPS] / n[at::GROUPS].sum() for at in range(GROUPS)]
+            return self._over_groups(np.array(groups))
         get, mean = self.options.get, p @ deltas
         match self.name:
             case "fedavg" | "fedprox":
@@ -167,6 +214,25 @@ class Reference:
                 h = q * loss ** (q - 1) * (deltas**2).sum(1) / rate + loss**q
                 return (p * loss**q) @ deltas / (p @ h)
         raise ValueError(self.name)
+
+    def _late_move(self, number: int, deltas: Array, n: Array) -> Array:
+        """The papers' weights: 1/sqrt(1+s); FedLesScan's (t_k+1)/(t+1). FedBuff does not divide by their sum."""
+        for delta, examples, behind in zip(deltas, n, delays(number, len(n)), strict=True):
+            self.late.append((number + behind, number - 1, delta, examples))
+        total, divided = np.zeros_like(self.weights), 0.0
+        for _, base, delta, examples in [each for each in self.late if each[0] == number]:
+            age = number - 1 - base
+            worth = (base + 1) / number if self.name == "fedlesscan" else 1 / np.sqrt(1 + age)
+            total += examples * worth * delta
+            divided += examples * (1.0 if self.name == "fedbuff" else worth)
+        self.late = [each for each in self.late if each[0] > number]
+        return total / divided
+
+    def _over_groups(self, means: Array) -> Array:
+        if self.name == "group-median":
+            return np.median(means, axis=0)
+        cut = int(np.ceil(self.options.get("trim", 0.25) * len(means) - 1e-9))
+        return np.sort(means, axis=0)[cut : len(means) - cut].mean(0)
 
     def _robust(self, deltas: Array) -> Array:
         get = self.options.get

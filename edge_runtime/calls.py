@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edge_runtime import bundle, lifecycle
+from edge_runtime import bundle, heads, lifecycle
 from edge_runtime.config import EdgeConfig
 from edge_runtime.functions import FOLDER, Functions
 from edge_runtime.jobs import Job, JobKind, Outcome
@@ -23,11 +23,18 @@ BLAME = frozenset(
 """What a function is to blame for; wrong inputs are the caller's."""
 
 
-def job(unpacked: bundle.Unpacked, event: object, starts: Starts, config: EdgeConfig) -> Job:
-    """What the instance is given. Raises `LocalError`: UNKNOWN_BLOB (no model to infer from), DATA_MISSING."""
+def job(
+    unpacked: bundle.Unpacked, event: object, starts: Starts, config: EdgeConfig, *, here: bool = False
+) -> Job:
+    """What the instance is given. Raises `LocalError`: UNKNOWN_BLOB (no model to infer from), DATA_MISSING.
+
+    `here`: the answer stays on this device, so an inference uses this device's personal parameters, if it has any for
+    the newest model. What is sent to the fleet would tell of them.
+    """
     manifest = unpacked.manifest
     memory_mb = config.memory_mb(manifest)
     own = manifest.entry != BUILTIN_ENTRY
+    head = heads.Heads(starts.state / heads.FOLDER, 0).served(unpacked.digest) if here and not own else None
     return Job(
         kind=JobKind.INVOKE if own else JobKind.INFER,
         function_dir=str(unpacked.directory.absolute()),
@@ -37,6 +44,8 @@ def job(unpacked: bundle.Unpacked, event: object, starts: Starts, config: EdgeCo
         memory_mb=memory_mb,
         event=event if own else event or {},
         confinement=starts.confinement(unpacked, config, memory_mb),
+        personal=head[1].personal if head else (),
+        head=str(head[0].absolute()) if head else "",
     )
 
 

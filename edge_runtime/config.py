@@ -45,6 +45,7 @@ class Limits:
     threads: int = 1
     cache_mb: int = 512
     outbox_mb: int = 256
+    heads_mb: int = 64
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _limits(root: Table) -> Limits:
         threads=table.integer("threads", 1, 64, Limits.threads),
         cache_mb=table.integer("cache_mb", 16, 1 << 20, Limits.cache_mb),
         outbox_mb=table.integer("outbox_mb", 1, 1 << 20, Limits.outbox_mb),
+        heads_mb=table.integer("heads_mb", 0, 1 << 20, Limits.heads_mb),
     )
 
 

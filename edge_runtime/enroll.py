@@ -17,6 +17,7 @@ from edge_runtime import link
 from edge_runtime.clock import not_before, unix_ms
 from edge_runtime.config import FILE, starter
 from edge_runtime.disk import write_whole
+from edge_runtime.heads import FOLDER, Heads
 from edge_runtime.keystore import Keystore, authority_fleet
 from fedless.protocol import identity
 from fedless.protocol.claim import authority_digest, parse_claim
@@ -62,6 +63,7 @@ def enroll(
     own_policy = keys.load().policy if keys.enrolled else None
     if keys.enrolled:
         keys.forget()
+        Heads(state / FOLDER, 0).erase()  # what was made for another fleet is nobody's any more
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = keys.make_key()
     observe("key_made")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
+from edge_runtime.checkin import BUDGET_S, ask
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
 from edge_runtime.host import Instances, Memory, Pausing
@@ -32,20 +33,19 @@ from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.crypto import start_digest
 from fedless.protocol.errors import Code, LocalError, PeerError
-from fedless.protocol.messages import CheckIn, Encoding, Kind, Mode, NotNow, Offer, ReportHeader, Task, Ticket
+from fedless.protocol.messages import Encoding, Kind, Mode, Offer, ReportHeader, Task, Ticket
 
 if TYPE_CHECKING:
     from edge_runtime.controls import Controls
+    from edge_runtime.heads import Heads
     from edge_runtime.masked import Masks
 
-BUDGET_S = 20.0
-"""For this long a participant itself repeats what failed; then it leaves and is started again later."""
 FUNCTIONS_KEPT = 16
 """Unpacked bundles on the disk, of all functions; of each one the newest two stay (`functions`)."""
 REPORTER_WAITS_S = 30.0
 """A reporter waits this long for the unmask request before it sleeps."""
 HOLDER_WAITS_S = 20.0
-_SHORT_WAIT_MS = 5_000
+INSTANCE_PARTS = frozenset({"data_ms", "load_ms", "train_ms"})
 
 
 @dataclass
@@ -56,6 +56,13 @@ class Timings:
     phases: dict[str, float] = field(default_factory=dict)
     peak_rss_mb: float = 0.0
     start: str = "cold"
+
+    def instance(self, outcome: Outcome) -> None:
+        """Note what the instance told of its own run: reading its data, loading the graph, training."""
+        self.peak_rss_mb = outcome.peak_rss_mb
+        for name, ms in outcome.timings_ms.items():
+            if name in INSTANCE_PARTS:
+                self.phases[f"instance_{name.removesuffix('_ms')}"] = ms
 
     def lap(self, name: str, since: float) -> float:
         """Note the time since `since` (monotonic ms) under `name`; the present moment."""
@@ -83,8 +90,8 @@ class Finished:
 class Invocation:
     """What one round works with. `observe` is told each step that is complete.
 
-    `controls` is None where nothing is kept from round to round: in a cloud function. `pausing` is None where a
-    training has all the time that the round gives: on a device.
+    `controls` and `heads` are None where nothing is kept from round to round: in a cloud function. `pausing` is None
+    where a training has all the time that the round gives: on a device.
     """
 
     identity: Identity
@@ -97,6 +104,7 @@ class Invocation:
     observe: Callable[[str, int], None]
     controls: Controls | None = None
     pausing: Pausing | None = None
+    heads: Heads | None = None
     _masks: Masks | None = field(init=False, default=None)
 
     def run(self, ticket: Ticket, timings: Timings) -> Finished:
@@ -122,8 +130,9 @@ class Invocation:
         outcome = self._train(job, ticket, unpacked, until, timings)
         self.observe("trained", ticket.round_id)
         at = timings.lap("run", at)
-        timings.peak_rss_mb = outcome.peak_rss_mb
+        timings.instance(outcome)
         self._pause(ticket, outcome)
+        outcome = self._keep_head(ticket, task, outcome)
         change = _control_change(ticket, task, outcome)
         if opened is None:
             return Finished(_report(ticket, task, offer, outcome), outcome.payload, control_change=change)
@@ -156,19 +165,13 @@ class Invocation:
         return self._masks
 
     def _check_in(self, ticket: Ticket) -> Offer:
-        """Ask until there is an offer; a long wait is NOT_NOW with the time to come back after."""
+        """As `checkin.ask`."""
         mark = self.journal.mask_mark()
         if mark:  # masked rounds are likely: import what they need while the aggregator thinks
             Thread(target=import_module, args=("edge_runtime.masked",), daemon=True).start()
-        request = CheckIn(ticket.round_id, ticket.nonce, mark)
-        while True:
-            reply = patiently(lambda: self.link.check_in(request), budget_s=BUDGET_S, link=self.link)
-            if isinstance(reply, Offer):
-                self.journal.set_clock(reply.now_ms, unix_ms())
-                return reply
-            if not 0 < reply.retry_after_ms <= _SHORT_WAIT_MS:
-                raise _not_now(reply)
-            time.sleep(reply.retry_after_ms / 1000)
+        offer = ask(self.link, ticket, mark)
+        self.journal.set_clock(offer.now_ms, unix_ms())
+        return offer
 
     def _judge(self, ticket: Ticket, offer: Offer) -> Task:
         """The task, if it is the one that was signed and is allowed here."""
@@ -182,6 +185,9 @@ class Invocation:
             raise PeerError(
                 Code.TICKET_NOT_ALLOWED, "SCAFFOLD needs a client that keeps its control variate."
             )
+        if task.personal and self.heads is None:
+            detail = "Personal parameters need a client that keeps them; a cloud function does not."
+            raise PeerError(Code.TICKET_NOT_ALLOWED, detail)
         if task.mode is not Mode.PLAIN:
             return task  # what a masked round asks for is signed: `Masks.open` judges it
         if offer.encoding is not Encoding.FLOAT32:
@@ -246,6 +252,7 @@ class Invocation:
         own = None
         if self.controls is not None and task.rule.control:
             own = self.controls.own(ticket.run_id, task.parameters)
+        head = self._head(ticket, task)
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
         memory_mb = self.config.memory_mb(manifest)
         return Job(
@@ -261,7 +268,29 @@ class Invocation:
             confinement=self.starts.confinement(unpacked, self.config, memory_mb),
             control=str(control.absolute()) if control else "",
             own_control=str(own.absolute()) if own else "",
+            personal=task.personal,
+            head=str(head.absolute()) if head else "",
         )
+
+    def _head(self, ticket: Ticket, task: Task) -> Path | None:
+        """This client's personal parameters, if it has some. Raises `LocalError(DISK_FULL)` where they may not stay."""
+        if self.heads is None:
+            return None
+        self.heads.serve(ticket.bundle_digest.hex(), ticket.run_id if task.personal else "")
+        if not task.personal:
+            return None
+        self.heads.check_room(task.layout)
+        before = ticket.round_id if ticket.kind is Kind.TRAIN else 0
+        return self.heads.own(ticket.run_id, task.layout, before)
+
+    def _keep_head(self, ticket: Ticket, task: Task, outcome: Outcome) -> Outcome:
+        """The outcome without the new head, which stays here: nothing behind this line sees it."""
+        if self.heads is None or not task.personal or ticket.kind is not Kind.TRAIN:
+            return outcome
+        _check_outcome(outcome, 4 * (_dimension(ticket, task) + task.layout.own))
+        update, head = _split(outcome.payload, 4 * _dimension(ticket, task))
+        self.heads.put(ticket.run_id, ticket.round_id, ticket.bundle_digest.hex(), task.layout, head)
+        return replace(outcome, payload=update)
 
     def _interrupted(self, job: Job, ticket: Ticket) -> Job:
         """The job, bounded and gone on with where this host cannot train for long."""
@@ -322,7 +351,12 @@ def _check_outcome(outcome: Outcome, size: int) -> None:
 
 def _dimension(ticket: Ticket, task: Task) -> int:
     """Length of the update: an evaluation has none."""
-    return task.rule.vectors * task.parameters if ticket.kind is Kind.TRAIN else 0
+    return task.rule.vectors * task.layout.common if ticket.kind is Kind.TRAIN else 0
+
+
+def _split(payload: bytes | bytearray, size: int) -> tuple[bytes | bytearray, NDArray[np.float32]]:
+    """The first `size` bytes, and the float32 numbers behind them."""
+    return payload[:size], np.frombuffer(payload, "<f4", offset=size)
 
 
 def _control_change(ticket: Ticket, task: Task, outcome: Outcome) -> NDArray[np.float32] | None:
@@ -330,22 +364,13 @@ def _control_change(ticket: Ticket, task: Task, outcome: Outcome) -> NDArray[np.
     if ticket.kind is not Kind.TRAIN or not task.rule.control:
         return None
     _check_outcome(outcome, 4 * _dimension(ticket, task))
-    return np.frombuffer(outcome.payload, "<f4")[task.parameters :]
+    return np.frombuffer(outcome.payload, "<f4")[task.layout.common :]
 
 
 def _file_digest(path: Path) -> bytes:
     """SHA-256 of the model that is really here: a masked report is bound to it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _not_now(reply: NotNow) -> PeerError:
-    code = Code.of(reply.reason) if reply.reason else Code.NOT_NOW
-    return PeerError(
-        Code.NOT_NOW if code is Code.INTERNAL else code,
-        "The aggregator does not need this client now.",
-        retry_after_ms=reply.retry_after_ms or None,
-    )
 
 
 def monotonic_ms() -> float:

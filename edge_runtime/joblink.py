@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job
 
-FILES_MAX = 4
+FILES_MAX = 5
 
 
 def receive(link: socket.socket) -> Job | None:
@@ -28,8 +28,10 @@ def receive(link: socket.socket) -> Job | None:
         return None
     job = Job.from_json(json.loads(body))
     came = iter(descriptors)
-    parameters, control, own, state = (f"/proc/self/fd/{next(came)}" if file else "" for file in job.files)
-    return replace(job, parameters=parameters, control=control, own_control=own, state=state)
+    parameters, control, own, state, own_head = (
+        f"/proc/self/fd/{next(came)}" if file else "" for file in job.files
+    )
+    return replace(job, parameters=parameters, control=control, own_control=own, state=state, head=own_head)
 
 
 def _exactly(stream: Any, length: int) -> bytes | None:  # noqa: ANN401  (a raw socket file has no public type)

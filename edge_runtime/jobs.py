@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fedless.protocol.layout import Range
 from fedless.protocol.messages import ClientRule, Optimizer
 
 LENGTH = struct.Struct(">I")
@@ -61,6 +62,8 @@ class Job:
     `control` and `own_control` are files as `parameters`: the fleet's control variate and this client's (empty: 0).
     A training that is not done `stop_after_ms` after it began (0: never) stops between two steps, and gives its state
     instead of an update; `state` is the file of such a state, to go on from (empty: from the beginning).
+    `personal` are the ranges of the vector that are this client's own, `head` the file of its elements there (`heads`;
+    empty: the model's).
     """
 
     kind: JobKind
@@ -79,11 +82,13 @@ class Job:
     own_control: str = ""
     stop_after_ms: int = 0
     state: str = ""
+    personal: tuple[Range, ...] = ()
+    head: str = ""
 
     @property
-    def files(self) -> tuple[str, str, str, str]:
+    def files(self) -> tuple[str, str, str, str, str]:
         """The files that travel as open descriptors; empty: not there."""
-        return self.parameters, self.control, self.own_control, self.state
+        return self.parameters, self.control, self.own_control, self.state, self.head
 
     def to_json(self) -> dict[str, object]:
         """The job as JSON values."""
@@ -96,6 +101,7 @@ class Job:
         rule = dict(fields.pop("rule"))
         rule["optimizer"] = Optimizer(rule["optimizer"])
         fields["kind"], fields["part"] = JobKind(fields["kind"]), Part(fields["part"])
+        fields["personal"] = tuple((low, size) for low, size in fields["personal"])
         return cls(rule=ClientRule(**rule), **fields)
 
 
@@ -103,7 +109,8 @@ class Job:
 class Outcome:
     """What one finished job gave.
 
-    `payload` is raw little-endian float32: the update [P] after `train` (`rules` may put a second one behind it), the
+    `payload` is raw little-endian float32: the update after `train` (`rules` may put a second one behind it; of a model
+    with personal parameters it has the shared ones, and behind it all is the new head, which is not reported), the
     outputs after `infer` (`shape` says how), empty after `evaluate`, the answer as JSON after `invoke`. `examples`
     counts distinct examples, `steps` those of the optimiser, `sums` are over the examples (`loss`, `correct`,
     ...; after `train`: of the last local epoch, before each step). `unfinished`: the training stopped for want of time,

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import paused
+from edge_runtime import partial, paused
 from edge_runtime.data import Dataset
 from edge_runtime.optimizers import LocalOptimizer, Vector
 from edge_runtime.paused import Paused
 from edge_runtime.rules import Given, finish
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.layout import Layout
 from fedless.protocol.manifest import Input, Label, Model
 from fedless.protocol.messages import ClientRule
 
@@ -81,7 +82,10 @@ class Feed:
 
 @dataclass(frozen=True)
 class Work:
-    """What a loop works on: `indices` of the data set in `feed`, and the model's `parameters`, float32[P]."""
+    """What a loop works on: `indices` of the data set in `feed`, and the model's `parameters`, float32[P].
+
+    `layout`: which of them are this client's own; None: none are.
+    """
 
     model: Model
     graph: Graph
@@ -89,6 +93,7 @@ class Work:
     indices: NDArray[np.intp]
     parameters: Vector
     pauses: Pauses = NO_PAUSE
+    layout: Layout | None = None
 
     def batches(self) -> Iterator[tuple[int, Mapping[str, NDArray[Any]]]]:
         """The graph's outputs on one batch after another, each with the number of examples in it."""
@@ -110,18 +115,21 @@ def train(
 ) -> Result:
     """Local epochs of optimiser steps; the payload is the delta float32[P], last weights less first.
 
-    One that stops for want of time is `unfinished`: the payload is then its state (`paused`). `sums` has the loss of
-    the last local epoch, before each step; of a part of it, if `max_steps` ended it. What a strategy's rule makes of
-    both: `rules`. With `private` each step is one of DP-SGD, and `sums` is empty: a loss would have no noise. Raises
+    With a `layout` it is the delta of the shared elements, and behind it the new personal ones. One that stops for want
+    of time is `unfinished`: the payload is then its state (`paused`). `sums` has the loss of the last local epoch,
+    before each step; of a part of it, if `max_steps` ended it. What a strategy's rule makes of both: `rules`. With
+    `private` each step is one of DP-SGD, and `sums` is empty: a loss would have no noise. Raises
     `PeerError(NOT_FINITE)` if training diverged.
     """
     model, count = work.model, work.indices.size
     weights = work.parameters.copy()
-    optimizer = LocalOptimizer(rule, work.parameters, given.correction())
+    per_epoch = -(-count // model.batch)
+    alone = per_epoch * rule.personal_epochs
+    optimizer = _optimizer(work, rule, given, alone)
     random = np.random.Generator(np.random.PCG64(rule.seed))
     noise = _Noise(model, rule.seed)
-    per_epoch = -(-count // model.batch)
-    total = min(rule.max_steps or per_epoch * rule.local_epochs, per_epoch * rule.local_epochs)
+    every = per_epoch * rule.local_epochs + alone
+    total = min(rule.max_steps or every, every)
     reporter = _Reporter(emit, total)
     first, loss_sum, seen = 0, 0.0, 0
     if work.pauses.state:
@@ -149,12 +157,30 @@ def train(
             state = random.bit_generator.state if (step + 1) % per_epoch == 0 else drawn
             left = Paused(step + 1, loss_sum, seen, state, noise.state, weights, optimizer.moments)
             return Result(count, step + 1, payload=memoryview(left.to_bytes()), unfinished=True)
-    weights -= work.parameters
-    _check_finite(weights, total)
-    update, told = finish(rule, weights, total, given)
+    update, told = _update(work, rule, weights, total - alone, given)
     means = {} if private is not None else {"loss": loss_sum / seen, **told}
     sums = {name: value * count for name, value in means.items()}
     return Result(count, total, sums, update.shape, update.data.cast("B"))
+
+
+def _optimizer(work: Work, rule: ClientRule, given: Given, alone: int) -> LocalOptimizer:
+    """`alone`: how many steps of the personal elements come first."""
+    if work.layout is not None and alone:
+        return partial.Alternating(rule, work.parameters, work.layout, alone)
+    return LocalOptimizer(rule, work.parameters, given.correction())
+
+
+def _update(
+    work: Work, rule: ClientRule, weights: Vector, steps: int, given: Given
+) -> tuple[Vector, dict[str, float]]:
+    """What `train` gives, from the last weights (changed in place), and what the rule tells beside it."""
+    head = None if work.layout is None else partial.taken(weights, work.layout.personal)
+    weights -= work.parameters
+    _check_finite(weights, steps)
+    if work.layout is None or head is None:
+        return finish(rule, weights, steps, given)
+    update, told = finish(rule, partial.taken(weights, work.layout.shared), steps, given)
+    return np.concatenate([update, head]), told
 
 
 def _check_finite(delta: Vector, steps: int) -> None:

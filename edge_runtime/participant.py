@@ -25,13 +25,14 @@ from edge_runtime.journal import FILE as JOURNAL
 from edge_runtime.journal import REPORTED, Journal, OpenRound
 from edge_runtime.log import say
 from edge_runtime.renewals import Renewals
-from edge_runtime.reply import BUSY_EXIT, log_step, stop, write_line
+from edge_runtime.reply import BUSY_EXIT, log_ended, log_step, stop, write_line
 from fedless.protocol.errors import Code, FedlessError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
     from edge_runtime.controls import Controls
     from edge_runtime.eligibility import Verdict
+    from edge_runtime.heads import Heads
     from edge_runtime.invocation import Invocation, Timings
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
@@ -74,6 +75,7 @@ class Participant:
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
     controls: Controls = field(init=False)
+    heads: Heads = field(init=False)
     starts: Starts = field(init=False)
     verdict: Verdict = field(init=False)
     _renewals: Renewals = field(init=False)
@@ -167,12 +169,14 @@ class Participant:
             return
         from edge_runtime.config import FILE, load
         from edge_runtime.controls import Controls
+        from edge_runtime.heads import FOLDER, Heads
         from edge_runtime.outbox import Outbox
         from edge_runtime.telling import fit
 
         self.config = load(self.state / FILE)
         self.verdict = fit(self.config, self.starts.functions)
         self.controls = Controls(self.state / "controls", self.journal)
+        self.heads = Heads(self.state / FOLDER, self.config.limits.heads_mb << 20)
         self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
         self.outbox.clean()
         for open_round in open_rounds:
@@ -204,15 +208,7 @@ class Participant:
             outcome, detail = self._outcome(ticket, link, timings, attempt)
             if outcome:
                 self._end(ticket.nonce, ticket.round_id, outcome, detail)
-            said = outcome or "later"
-            say(
-                "participant",
-                "round_ended",
-                round=ticket.round_id,
-                kind=ticket.kind.name,
-                outcome=said,
-                why=detail,
-            )
+            log_ended(ticket.run_id, ticket.round_id, ticket.kind.name, outcome or "later", detail)
             if outcome and ticket.kind in RUNS | {INVOKE}:
                 self._tell(link, ticket, timings, outcome)
             self._unmask(ticket)
@@ -249,7 +245,8 @@ class Participant:
 
     def _report(self, ticket: Ticket, invocation: Invocation, timings: Timings) -> tuple[str, str]:
         """Run, store, deliver; the outcome and why, as `_outcome`."""
-        from edge_runtime.invocation import BUDGET_S, monotonic_ms
+        from edge_runtime.checkin import BUDGET_S
+        from edge_runtime.invocation import monotonic_ms
 
         finished = invocation.run(ticket, timings)
         at = monotonic_ms()
@@ -299,6 +296,7 @@ class Participant:
             starts=self.starts,
             observe=self.observe,
             controls=self.controls,
+            heads=self.heads,
         )
 
     def _deliver_rest(self) -> None:
@@ -317,6 +315,8 @@ class Participant:
     def _end(self, nonce: bytes, round_id: int, outcome: str, detail: str) -> None:
         """Write an outcome; first what hangs on whether the report is counted."""
         self.controls.settle(round_id, counted=outcome == REPORTED)
+        if outcome == Code.CERTIFICATE_REVOKED.value:
+            self.heads.erase()
         self.outbox.end(nonce, outcome, detail, self.now_ms())
         self.observe("ended", round_id)
 

@@ -191,7 +191,7 @@ class Pool:
 
     def _run(self, name: str, granted: lifecycle.Run, event: object) -> tuple[Outcome, str]:
         unpacked = calls.unpacked(self._state, granted.digest)
-        job = calls.job(unpacked, event, self._starts, self._config)
+        job = calls.job(unpacked, event, self._starts, self._config, here=True)
         with self._changed:
             served = self._served[name]
             server = served.servers.get(granted.digest)

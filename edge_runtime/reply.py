@@ -15,6 +15,14 @@ def log_step(step: str, round_id: int) -> None:
     say("participant", step, round=round_id)
 
 
+def log_ended(run_id: str, round_id: int, kind: str, outcome: str, why: str) -> None:
+    """One line for a round that is over here, or goes on later; it names the round's trace."""
+    from fedless.protocol.trace import trace_id  # noqa: PLC0415  (after the instance was started)
+
+    trace = trace_id(run_id, round_id).hex()
+    say("participant", "round_ended", round=round_id, kind=kind, outcome=outcome, why=why, trace=trace)
+
+
 def write_line(line: str) -> None:
     """One line to the agent; if it is gone, the work goes on."""
     try:

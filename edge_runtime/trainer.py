@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import confine, joblink, loops
+from edge_runtime import confine, joblink, loops, partial
 from edge_runtime.data import Dataset, DataSource, open_dataset
 from edge_runtime.jobs import Job, JobKind, Part, frame
 from edge_runtime.optimizers import Vector
 from edge_runtime.rules import Given
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
+from fedless.protocol.layout import Layout
 from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, Model, parse_bytes
 
 try:
@@ -86,19 +87,40 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     indices = _indices(job, dataset)
     clock.lap("data_ms")
     graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
-    start = _parameters(Path(job.parameters), model)
+    shipped = _parameters(Path(job.parameters), model)
+    layout = Layout(model.parameters, job.personal) if job.personal else None
+    start = _personal(shipped, layout, job.head)
     feed = loops.Feed(model, dataset, labels=labels)
-    work = loops.Work(model, graph, feed, indices, start, _pauses(job, clock))
+    work = loops.Work(model, graph, feed, indices, start, _pauses(job, clock), layout)
     clock.lap("load_ms")
     if job.kind is JobKind.TRAIN:
         result = loops.train(work, job.rule, emit, _given(job, work, directory), private)
     elif job.kind is JobKind.EVALUATE:
         result = loops.evaluate(work)
+        if layout is not None:
+            result.sums |= _global_sums(work, shipped, result.sums)
     else:
         result = loops.infer(work)
     clock.lap(f"{job.kind}_ms")
     result.timings_ms = clock.laps
     return result
+
+
+def _personal(shipped: Vector, layout: Layout | None, head: str) -> Vector:
+    """The model with this client's own elements. Raises `LocalError(STATE_CORRUPT)`."""
+    if layout is None or not head:
+        return shipped
+    _, of, own = partial.from_bytes(Path(head).read_bytes())
+    if of != layout:
+        raise LocalError(Code.STATE_CORRUPT, "These personal parameters are of another task.")
+    return partial.with_head(shipped, layout, own)
+
+
+def _global_sums(work: loops.Work, shipped: Vector, own: Mapping[str, float]) -> dict[str, float]:
+    """The same sums of the model as the fleet sent it, by names that begin with `global_`."""
+    same = shipped is work.parameters
+    sums = own if same else loops.evaluate(replace(work, parameters=shipped)).sums
+    return {f"global_{name}": value for name, value in sums.items()}
 
 
 def _private(job: Job, manifest: Manifest) -> PrivateGradients | None:

@@ -23,10 +23,11 @@ from cloud_adapters.handlers.states import RESERVE_MS, States
 from edge_runtime import link as links
 from edge_runtime.bundle import Unpacked
 from edge_runtime.cache import Cache
+from edge_runtime.checkin import BUDGET_S
 from edge_runtime.clock import not_before
 from edge_runtime.config import EdgeConfig, Limits
 from edge_runtime.instance import Instance
-from edge_runtime.invocation import BUDGET_S, Invocation, Timings, monotonic_ms
+from edge_runtime.invocation import Invocation, Timings, monotonic_ms
 from edge_runtime.keystore import Identity, certificates_of, chain_pem
 from edge_runtime.link import Link, patiently
 from edge_runtime.log import say

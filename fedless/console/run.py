@@ -15,8 +15,9 @@ from rich.table import Table
 from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign
 from fedless.console import link
-from fedless.console.sinks import MLflow, Sink, TensorBoard, Traces
+from fedless.console.sinks import MLflow, Sink, TensorBoard
 from fedless.console.terminal import FleetOption, moment, print_table
+from fedless.console.traces import Traces
 from fedless.console.why import why
 from fedless.experiments.progress import Progress
 from fedless.protocol.errors import Code, LocalError, PeerError

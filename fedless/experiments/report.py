@@ -74,15 +74,27 @@ def render(summary: Mapping[str, Any], rounds: Sequence[Round]) -> str:
     name = summary["name"] + (f", {summary['variant']}" if summary.get("variant") else "")
     tables = [*ledgers.beside(summary), *ledgers.tables(summary)]
     details = _flat({key: value for key, value in summary.items() if key not in _TABLES})
-    return page(name, _lead(summary), _tiles(summary), tables, figures(rounds), details)
+    return page(name, _lead(summary, rounds), _tiles(summary), tables, figures(rounds), details)
 
 
-def _lead(summary: Mapping[str, Any]) -> str:
+def _lead(summary: Mapping[str, Any], rounds: Sequence[Round]) -> str:
     masked = "reports masked" if summary["masked"] else "plain reports (no secure aggregation)"
     return (
         f"Run {summary['run_id']}, {summary['started_at']}. {summary['clients']} clients, "
-        f"{summary['rounds']} rounds, {summary['parameters']} parameters, {masked}."
-    )
+        f"{summary['rounds']} rounds, {summary['parameters']} parameters, {masked}. {_not_told(rounds)}"
+    ).strip()
+
+
+def _not_told(rounds: Sequence[Round]) -> str:
+    """Why there is no figure of single devices, where somebody might look for one."""
+    if any("epsilon" in entry["metrics"] for entry in rounds):
+        return "Devices tell no figures of their own: with differential privacy these would have no noise."
+    if any("device_accuracy" in e["metrics"] and e["mode"] != "plain" for e in rounds):
+        return (
+            "How devices differ (percentiles, the worst tenth) is not told: under masks the aggregator learns the sum "
+            "over all devices, and no single one's figures."
+        )
+    return ""
 
 
 def page(
@@ -118,6 +130,7 @@ def figures(rounds: Sequence[Round]) -> list[Figure]:
     """Every figure that the rounds have numbers for."""
     makers: tuple[Callable[[Sequence[Round]], Figure | None], ...] = (
         _accuracy,
+        _spread,
         _loss,
         _privacy,
         _phases,
@@ -135,8 +148,21 @@ def _accuracy(rounds: Sequence[Round]) -> Figure | None:
     caption = (
         "Share of right answers of each round's new model, on the aggregator's test set and on the devices."
     )
-    series = _metrics(rounds, ("test_accuracy", "device_accuracy", "train_accuracy"))
+    series = _metrics(
+        rounds, ("test_accuracy", "device_accuracy", "device_global_accuracy", "train_accuracy")
+    )
     return _lines("Accuracy per round", caption, rounds, series, limits=(0.0, 1.0))
+
+
+def _spread(rounds: Sequence[Round]) -> Figure | None:
+    """In plain rounds: masks hide single devices' figures."""
+    caption = (
+        "Accuracy of each round's new model on the devices' held-out examples: percentiles of devices, the mean of the "
+        "worst tenth; with personal parameters of each device's own model (global: as it was sent)."
+    )
+    names = [f"device_accuracy_{what}" for what in ("p10", "p50", "p90", "worst_decile")]
+    series = _metrics(rounds, (*names, "device_global_accuracy_p50", "device_global_accuracy_worst_decile"))
+    return _lines("How devices differ", caption, rounds, series, limits=(0.0, 1.0))
 
 
 def _loss(rounds: Sequence[Round]) -> Figure | None:

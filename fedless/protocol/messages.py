@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from fedless.protocol.layout import Layout, Range
 from fedless.protocol.trust import TrustList
 
 PROTOCOL_VERSION = 1
@@ -164,6 +165,9 @@ class ClientRule:
     2020).
     With `example_noise` above 0 each step is one of DP-SGD (Abadi et al. 2016): every example's gradient is clipped to
     an L2 norm of `example_clip`, and the sum gets Gaussian noise of `example_noise` times that.
+    `personal_epochs`, of a task with personal parameters: so many local epochs train these alone, before `local_epochs`
+    of the shared ones alone (FedRep, Collins et al. 2021); 0: all are trained together (FedPer, Arivazhagan et al.
+    2019).
     """
 
     optimizer: Optimizer = Optimizer.SGD
@@ -184,10 +188,11 @@ class ClientRule:
     control: bool = False
     example_clip: float = 0.0
     example_noise: float = 0.0
+    personal_epochs: int = 0
 
     @property
     def vectors(self) -> int:
-        """How many vectors of P elements an update has: itself, and the change of its control variate."""
+        """How many vectors an update has: itself, and the change of its control variate."""
         return 2 if self.control else 1
 
 
@@ -197,7 +202,8 @@ class Task:
 
     `parameters` is P, the length of the flat float32 vector. `max_examples` is W_max: a client
     with more examples counts as having this many. `holdout` is the fraction of a client's
-    examples that is kept for evaluation and never trained on.
+    examples that is kept for evaluation and never trained on. `personal` are the ranges of the vector that each client
+    trains and keeps for itself; an update has the others only.
     """
 
     name: str
@@ -207,6 +213,12 @@ class Task:
     rule: ClientRule = field(default_factory=ClientRule)
     max_examples: int = 1_000_000
     holdout: float = 0.0
+    personal: tuple[Range, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """Which elements of the vector are shared, and which are personal."""
+        return Layout(self.parameters, self.personal)
 
 
 class Action(StrEnum):

@@ -18,7 +18,7 @@ from edge_runtime.keystore import Keystore
 from fedless.protocol import identity
 from fedless.protocol.claim import Claim, authority_digest
 from fedless.protocol.errors import Code, LocalError, PeerError
-from fedless.protocol.messages import Mode
+from fedless.protocol.messages import Mode, PolicyMessage
 from tests.edge_fleet import Authority, Fleet
 from tests.enrollment_port import SECRET, EnrollmentPort
 
@@ -173,6 +173,22 @@ def test_new_enrollment_keeps_what_the_owner_demands(port: EnrollmentPort, tmp_p
     port.issued.clear()
     enroll(state, port.claim, again=True)
     assert keys.load().policy.minimum_cohort == 33
+
+
+def test_minimum_noise_cannot_be_talked_down_by_a_new_enrollment(
+    port: EnrollmentPort, tmp_path: Path
+) -> None:
+    """What the enrollment states is taken; one that states less later, or nothing, changes nothing."""
+    from dataclasses import replace
+    from functools import partial
+
+    state, keys = tmp_path / "state", Keystore(tmp_path / "state")
+    for told, kept in ((0.7, 0.7), (0.1, 0.7), (0.0, 0.7), (1.5, 1.5)):
+        port.issued.clear()
+        policy = PolicyMessage(minimum_noise=told)
+        port.forge = partial(replace, policy=policy)
+        enroll(state, port.claim, again=True)
+        assert keys.load().policy.minimum_noise == kept
 
 
 @pytest.mark.parametrize(

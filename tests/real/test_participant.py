@@ -73,6 +73,7 @@ def test_a_round_is_trained_and_reported(fleet: Fleet, aggregator: FakeAggregato
     assert metrics.outcome == "reported"
     assert metrics.start == "cold"
     phases = {"queue", "start", "check_in", "download", "first_step", "run", "report", "total"}
+    phases |= {"instance_data", "instance_load", "instance_train"}
     assert phases <= set(metrics.timings_ms)
     assert metrics.bytes_up == 4 * PARAMETERS
     assert metrics.bytes_down == len(fleet.bundle) + len(fleet.model)

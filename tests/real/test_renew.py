@@ -15,9 +15,11 @@ from edge_runtime.keystore import Keystore
 from edge_runtime.participant import WakeUp, serve
 from fedless.protocol import wire
 from fedless.protocol.crypto import ecdsa_sign, ed25519_public, ed25519_sign
-from fedless.protocol.messages import Endpoints, Mode, PolicyMessage
+from fedless.protocol.errors import PeerError
+from fedless.protocol.messages import Endpoints, Enrollment, Mode, PolicyMessage
 from fedless.protocol.succession import sign_list
 from fedless.protocol.trust import TrustKind
+from fedless.v1 import fleet_pb2
 from tests.edge_fleet import FOREIGN_KEY, TICKET_KEY, Authority, FakeAggregator, Fleet, now_ms, wake_bytes
 
 pytestmark = pytest.mark.real
@@ -47,13 +49,15 @@ def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
     return state
 
 
-def take_part(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
+def take_part(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path, round_id: int = 1, accepted: int = 1
+) -> None:
     task = fleet.task()
-    ticket = fleet.ticket(CLIENT, 1, task)
+    ticket = fleet.ticket(CLIENT, round_id, task)
     aggregator.open(ticket, task)
     now = time.monotonic() * 1000
     assert serve(state, WakeUp(wake_bytes(ticket), now, now)) == 0
-    assert aggregator.rounds[1].accepted == 1
+    assert aggregator.rounds[round_id].accepted == accepted
 
 
 def handed_on(kind: TrustKind, number: int, members: tuple[bytes, ...], by: bytes) -> dict[str, Any]:
@@ -215,13 +219,40 @@ def test_certificate_of_another_authority_is_refused(
     assert (state / "identity" / "chain.pem").read_bytes() == before
 
 
+def answer_with(aggregator: FakeAggregator, policy: PolicyMessage) -> None:
+    """Renewals bring this policy from now on."""
+
+    def renewal(new: Enrollment) -> fleet_pb2.RenewReply:
+        return fleet_pb2.RenewReply(
+            chain_der=new.chain_der, policy=wire.policy_to_pb(policy), now_ms=new.now_ms
+        )
+
+    aggregator.renewal = renewal  # type: ignore[method-assign]
+
+
 def test_policy_from_afar_can_only_tighten(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
-    loose = wire.policy_to_pb(PolicyMessage(minimum_cohort=2, modes=(Mode.PLAIN, Mode.HELPER)))
-    aggregator.renewal = lambda new: type(FakeAggregator.renewal(aggregator, new))(  # type: ignore[method-assign]
-        chain_der=new.chain_der, policy=loose, now_ms=new.now_ms
-    )
+    answer_with(aggregator, PolicyMessage(minimum_cohort=2, modes=(Mode.PLAIN, Mode.HELPER)))
     before = Keystore(state).load().policy
     take_part(fleet, aggregator, state)
     after = Keystore(state).load()
     assert after.policy == before
     assert not after.renewal_due(after.issued_at_ms), "it was renewed"
+
+
+def test_minimum_noise_cannot_be_talked_down_by_a_renewal(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """Nothing and less leave it as the owner has it; more is taken, and stays when the server forgets it again."""
+    keys = Keystore(state)
+    keys.set_policy(replace(keys.load().policy, minimum_noise=1.0))
+    path = state / "identity" / "fleet.json"
+    for round_id, (told, kept) in enumerate([(0.0, 1.0), (0.5, 1.0), (2.0, 2.0), (0.0, 2.0), (1.5, 2.0)], 1):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"issued_at_ms": 0}))
+        answer_with(aggregator, PolicyMessage(minimum_noise=told))
+        take_part(fleet, aggregator, state, round_id, accepted=0)  # a plain round has no noise: it refuses
+        after = keys.load()
+        assert not after.renewal_due(after.issued_at_ms), "it was renewed"
+        assert after.policy.minimum_noise == kept
+        with pytest.raises(PeerError):
+            after.policy.check_noise(kept * 0.99)
+        after.policy.check_noise(kept)

@@ -198,6 +198,7 @@ class World:
     beside: dict[str, float] = field(default_factory=dict)
     url: str = ""
     DATABASE: ClassVar[type[Database]] = Database
+    EVALUATOR: ClassVar[type[FakeEvaluator]] = FakeEvaluator
     PATIENCE_S: ClassVar[float] = 20.0
 
     def __post_init__(self) -> None:
@@ -209,7 +210,7 @@ class World:
         self.database = self.DATABASE.open(self.url or f"sqlite:///{self.folder / 'fedless.db'}")
         self.blobs = Blobs(self.folder / "blobs")
         self.spool = Spool(self.folder / "spool")
-        self.evaluator = FakeEvaluator(self.blobs)
+        self.evaluator = self.EVALUATOR(self.blobs)
         self.evaluator.parameters = self.parameters
         news = News()
         outside: dict[str, Any] = {"clock": self.clock, "sleep": self.clock.sleep}
@@ -374,6 +375,7 @@ def counted(clients: Sequence[str]) -> list[float]:
 
 
 KNOWN = {"loss": 2.0, "correct": 0.5, "normalizer": 5.0, "fair_weight": 4.0, "clipped": 0.0}
+KNOWN |= {"global_loss": 3.0, "global_correct": 0.25}
 """What a masked client says of itself, by the names that encodings ask for."""
 
 

@@ -62,6 +62,7 @@ ATTACKS = (
     "set below the helper's minimum",
     "call to the helper replayed",
     "helper's reply forged or replayed",
+    "personal parameters asked for",
     "overflow of the ring",
     "bundle with a path escape",
     "bundle with a link",

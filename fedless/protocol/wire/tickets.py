@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
+from fedless.protocol import layout
 from fedless.protocol import messages as m
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.wire.checks import (
@@ -21,7 +22,9 @@ from fedless.protocol.wire.checks import (
 )
 from fedless.v1 import core_pb2
 
-LATER = frozenset({"normalized", "fair_q", "fair_limit", "control", "example_clip", "example_noise"})
+LATER = frozenset(
+    {"normalized", "fair_q", "fair_limit", "control", "example_clip", "example_noise", "personal_epochs"}
+)
 """Fields of a client rule that the first version did not know."""
 _DEFAULTS = m.ClientRule()
 
@@ -95,6 +98,8 @@ def task_to_bytes(task: m.Task) -> bytes:
     later = {name for name in LATER if getattr(task.rule, name) == getattr(_DEFAULTS, name)}
     rule = {name: value for name, value in asdict(task.rule).items() if name not in later}
     value = asdict(task) | {"bundle_digest": task.bundle_digest.hex(), "rule": rule}
+    if not task.personal:
+        del value["personal"]
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -111,6 +116,7 @@ def task_from_bytes(data: bytes) -> m.Task:
                 ),
                 "mode": m.Mode(value["mode"]),
                 "rule": _checked_rule(rule),
+                "personal": tuple((int(offset), int(size)) for offset, size in value.get("personal", ())),
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -121,6 +127,10 @@ def task_from_bytes(data: bytes) -> m.Task:
     within(task.parameters, 1, m.PARAMETERS_MAX, "parameters")
     within(task.max_examples, 1, m.EXAMPLES_MAX, "max_examples")
     number(task.holdout, 0.0, 0.9, "holdout")
+    if why := layout.complaint(task.layout):
+        raise PeerError(Code.MALFORMED, f"The task's layout: {why}.")
+    if task.rule.personal_epochs and not task.personal:
+        raise PeerError(Code.MALFORMED, "rule.personal_epochs of a task without personal parameters.")
     return task
 
 
@@ -144,6 +154,7 @@ def _checked_rule(rule: m.ClientRule) -> m.ClientRule:
         if not isinstance(getattr(rule, name), bool):
             raise PeerError(Code.MALFORMED, f"Expected true or false in rule.{name}.")
     within(rule.local_epochs, 1, 100_000, "rule.local_epochs")
+    within(rule.personal_epochs, 0, 100_000, "rule.personal_epochs")
     within(rule.max_steps, 0, 10**9, "rule.max_steps")
     within(rule.seed, 0, 2**63, "rule.seed")
     return m.ClientRule(**{**asdict(rule), "optimizer": m.Optimizer(rule.optimizer)})

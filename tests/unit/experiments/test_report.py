@@ -104,6 +104,41 @@ def test_lost_client_is_shown_with_its_reason(rounds: list[dict[str, Any]]) -> N
     assert ("lost", "bad") in participation.legend
 
 
+SPREAD = {"device_accuracy_p10": 0.2, "device_accuracy_p50": 0.5, "device_accuracy_p90": 0.9}
+SHOWN = tuple(name.replace("_", " ") for name in SPREAD)
+
+
+def test_how_devices_differ_is_drawn_for_plain_rounds(
+    summary: dict[str, Any], rounds: list[dict[str, Any]]
+) -> None:
+    rounds[3]["metrics"] |= {"device_accuracy": 0.6, "device_accuracy_worst_decile": 0.1, **SPREAD}
+    figure = next(figure for figure in report.figures(rounds) if figure.title == "How devices differ")
+    assert figure.header == ("round", *SHOWN, "device accuracy worst decile")
+    assert figure.rows[-1] == ("4", "0.2", "0.5", "0.9", "0.1")
+    assert "is not told" not in report.render(summary, rounds)
+
+
+def test_personalised_and_global_accuracy_are_both_drawn(rounds: list[dict[str, Any]]) -> None:
+    rounds[3]["metrics"] |= {"device_accuracy": 0.9, "device_global_accuracy": 0.3, **SPREAD}
+    rounds[3]["metrics"]["device_global_accuracy_p50"] = 0.4
+    accuracy, spread = report.figures(rounds)[:2]
+    assert {"device accuracy", "device global accuracy"} <= set(accuracy.header)
+    assert spread.header == ("round", *SHOWN, "device global accuracy p50")
+
+
+def test_the_page_says_why_masks_leave_no_distribution(
+    summary: dict[str, Any], rounds: list[dict[str, Any]]
+) -> None:
+    for entry in rounds:
+        entry["mode"] = "pairwise"
+        entry["metrics"]["device_accuracy"] = 0.6
+    text = report.render(summary | {"masked": True}, rounds)
+    assert "How devices differ (percentiles, the worst tenth) is not told: under masks" in text
+    assert "How devices differ" not in [figure.title for figure in report.figures(rounds)]
+    rounds[0]["metrics"]["epsilon"] = 1.0
+    assert "these would have no noise" in report.render(summary, rounds)
+
+
 def test_names_are_escaped(summary: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
     rounds[0]["clients"]["<b>"] = rounds[0]["clients"].pop("edge-001")
     summary["name"] = "<script>"
