@@ -24,7 +24,7 @@ RUN := PATH="$(abspath $(TOOLS)):$$PATH"
 PY := $(TOOLS)/python
 
 .PHONY: help demo demo-mixed deb docs pictures record
-.PHONY: test test-browser test-deploy test-long test-image test-proxy test-chaos test-runtimes
+.PHONY: test test-browser test-deploy test-long test-image test-roads test-proxy test-chaos test-runtimes
 .PHONY: check fmt proto check-proto vectors check-vectors lock bench clean
 
 help: ## show this list
@@ -83,6 +83,10 @@ test-proxy: $(READY) ## run the tests behind a real haproxy and a real nginx
 test-image: $(READY) ## boot a Raspberry Pi image in an emulator: join, train, lose power, deliver (long)
 	@deploy/setup/apt.sh mosquitto mmdebstrap arch-test qemu-user-static qemu-system-arm mtools dosfstools fdisk xz-utils
 	FEDLESS_IMAGE_TEST="$(CURDIR)/build/image" $(PY) -m pytest $(PYTEST_ARGS) tests/real/test_image_boot.py
+
+test-roads: $(READY) ## install the Debian package and by pip in a Debian 13 chroot, join and train there (root)
+	@deploy/setup/apt.sh mosquitto mmdebstrap
+	FEDLESS_ROADS_TEST="$(CURDIR)/build/roads" $(PY) -m pytest -s $(PYTEST_ARGS) tests/real/test_roads.py
 
 deb: $(READY) ## make the Debian package of the device, for arm64 and amd64
 	$(TOOLS)/fedless image deb --out dist

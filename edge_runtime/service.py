@@ -32,6 +32,7 @@ User={user}
 Restart=always
 RestartSec=5
 WatchdogSec=180
+TimeoutStartSec=600
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec=60

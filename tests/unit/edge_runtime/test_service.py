@@ -26,6 +26,9 @@ def test_bubblewrap_may_make_its_namespaces() -> None:
     assert lines["NoNewPrivileges"] == "yes"
     assert "ProtectKernelTunables" not in lines, "it hides parts of /proc, so that no namespace gets its own"
     assert int(lines["WatchdogSec"]) > 120, "the agent says that it is alive once a minute"
+    assert int(lines["TimeoutStartSec"]) > 300, (
+        "a board that is busy starting up is given time: it would never come up"
+    )
 
 
 @pytest.mark.parametrize("path", ["relative", "/with space", "/with%percent", "/with\nline"])
