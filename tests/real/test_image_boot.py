@@ -31,7 +31,7 @@ SLOW_S = 3600.0
 GUEST = "10.0.2.2"
 STEPS = 800
 INTO_TRAINING = 0.2
-"""Of the time that the first start took, from the check-in: emulated, the instance has started then, and trains longer."""
+"""Of the time that the first start took, from the check-in: the instance has started then, and trains for longer."""
 TASK = """\
 name = "boot-test"
 function = "function"
