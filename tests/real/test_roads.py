@@ -29,6 +29,10 @@ WHERE = os.environ.get("FEDLESS_ROADS_TEST", "")
 PACKAGES = (
     "python3", "python3-venv", "libstdc++6", "libgcc-s1", "ca-certificates", "bubblewrap", "libseccomp2", "systemd",
 )  # fmt: skip
+REGISTRIES = ("PIP_", "http", "HTTP")
+ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
+}  # fmt: skip
 STATE = "var/lib/fedless-edge"
 WAIT_S = 300.0
 pytestmark = [
@@ -53,12 +57,10 @@ class Debian:
 
     def run(self, *command: str, given: str = "") -> str:
         """Both outputs; it must succeed."""
-        kept = {
-            name: value for name, value in os.environ.items() if name.startswith(("PIP_", "http", "HTTP"))
-        }
+        reached = {name: value for name, value in os.environ.items() if name.startswith(REGISTRIES)}
         done = subprocess.run(
             self.argv(*command), input=given, capture_output=True, text=True, timeout=1200, check=False,
-            env=kept,
+            env=reached | ENVIRONMENT,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
         return done.stdout + done.stderr
