@@ -170,5 +170,5 @@ def _read(path: Path) -> bytes:
     try:
         return ed25519_from_pem(path.read_bytes())
     except OSError as error:
-        detail = f"Expected a key in {path}."
+        detail = f"Expected the {path.stem} key in {path}."
         raise LocalError(Code.STATE_MISSING, detail, fix="Restore it from a back-up.") from error
