@@ -252,6 +252,6 @@ def test_clock_ahead_by_a_year_refuses_and_says_why(
     ticket = fleet.ticket(CLIENT, 1, task)
     aggregator.open(ticket, task)
     assert wake(state, wake_bytes(ticket)) == 0
-    assert counters(state) == {"ticket_expired": 1}
+    assert counters(state) == {"ticket_expired": 1, "certificate_expired": 1}
     shown = "\n".join(lines(collect(state)))
     assert "set the clock" in shown
