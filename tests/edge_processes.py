@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+import psutil
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -43,6 +44,16 @@ def end(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(1)
+
+
+def below() -> list[psutil.Process]:
+    """What runs below this process, without the database server that its tests share, whose children come and go."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name() != "postgres":
+                found.append(process)
+    return found
 
 
 def show(figures: dict[str, object]) -> None:

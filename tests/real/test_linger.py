@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from edge_runtime.linger import frames, linger
 from edge_runtime.participant import WakeUp
 from fedless.protocol.messages import Ticket
 from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
+from tests.edge_processes import below
 
 pytestmark = pytest.mark.real
 CLIENT = "device-1"
@@ -54,10 +56,6 @@ def wakes(tickets: list[Ticket]) -> Iterator[WakeUp]:
         yield WakeUp(wake_bytes(ticket), now, now, 21.5)
 
 
-def below() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
 def test_second_round_starts_warm_and_sooner(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:
     said: list[str] = []
     before = len(below())
@@ -88,7 +86,8 @@ def test_a_fork_server_that_was_killed_costs_a_cold_start_and_nothing_else(
         for wake in wakes(rounds(fleet, aggregator, 3)):
             for process in below():
                 if process not in before:
-                    process.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
             yield wake
 
     assert linger(state, killing(), ENOUGH_MB, lambda _: None) == 0

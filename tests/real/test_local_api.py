@@ -30,6 +30,7 @@ from edge_runtime.starts import Starts
 from fedless.protocol import bundle_format
 from fedless.protocol.errors import Code, FedlessError, PeerError
 from tests.edge_fleet import FOREIGN_KEY, PUBLISHER_KEY, Fleet
+from tests.edge_processes import below
 
 pytestmark = pytest.mark.real
 LOCAL = '[local]\nsocket = "local.sock"\nqueue = 1\nwait_s = 5\nper_minute = 10000\n'
@@ -242,12 +243,10 @@ def test_a_server_that_was_killed_is_started_again_and_the_function_not_blamed(
 ) -> None:
     install(state, bundle(1))
     assert call("POST", "/functions/adder", [1])[0] == 200
-    for process in psutil.Process().children(
-        recursive=True
-    ):  # bubblewrap and what is in it: they end together
+    for process in below():  # bubblewrap and what is in it: they end together
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(psutil.Process().children(recursive=True), 5)
+    psutil.wait_procs(below(), 5)
     status, refused = call("POST", "/functions/adder", [1])
     assert (status, refused["code"]) == (429, "busy")
     assert call("POST", "/functions/adder", [1]) == (200, {"sum": 1, "version": 1})
