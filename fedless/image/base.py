@@ -19,7 +19,7 @@ from fedless.image.run import demand, run
 from fedless.protocol.errors import Code, LocalError
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
-TIMEOUT_S = 7200.0
+TIMEOUT_S = 6 * 3600.0
 SUITE = "trixie"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -88,14 +88,14 @@ def find(cache: Path, wanted: Recipe) -> Path | None:
 def make(
     cache: Path, wanted: Recipe, mirror: tuple[str, str], epoch: int, observe: Callable[[str], None]
 ) -> Path:
-    """Make it: half an hour, mostly of emulated scripts. Raises `LocalError` with what is missing or went wrong."""
+    """Make it: hours at worst, mostly of emulated scripts. Raises `LocalError` with what is missing or went wrong."""
     demand("mmdebstrap", "arch-test", "apt-get")
     _demand_emulation()
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"base-{wanted.digest}.tar"
     building, log = target.with_suffix(".new"), target.with_suffix(".log")
     log.unlink(missing_ok=True)
-    observe(f"making Debian {wanted.suite} for arm64: about half an hour; {log} tells how far it is")
+    observe(f"making Debian {wanted.suite} for arm64: half an hour to hours; {log} tells how far it is")
     try:
         run(
             command(wanted, building),
