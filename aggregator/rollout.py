@@ -40,6 +40,7 @@ class Rollout:
         self._clock = clock
         self._random = random
         self._asked: dict[str, int] = {}
+        self._more = False
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -49,8 +50,9 @@ class Rollout:
 
     def seen(self, _client_id: str) -> None:
         """A device has come; whether it is behind is looked up with the others that come at the same time."""
+        self._more = True
         if self._registrar.changed and (self._task is None or self._task.done()):
-            self._task = asyncio.ensure_future(self._ask())
+            self._task = asyncio.ensure_future(self._ask_all())
 
     async def close(self) -> None:
         """At the service's end."""
@@ -58,8 +60,13 @@ class Rollout:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def _ask_all(self) -> None:
+        while self._more:  # who comes while others are being asked is not passed over
+            await asyncio.sleep(self._gather_s)
+            self._more = False
+            await self._ask()
+
     async def _ask(self) -> None:
-        await asyncio.sleep(self._gather_s)
         now_ms = self._clock()
         self._asked = {name: at for name, at in self._asked.items() if now_ms - at < VALID_MS}
         behind = [row.client_id for row, _ in await self._registrar.behind() if row.online]

@@ -119,14 +119,15 @@ def _present(folder: Path, kind: str, own: Path | None = None) -> dict[str, int]
     """Those who run or wait, by name, with their MB; files of processes that are gone are removed."""
     found: dict[str, int] = {}
     for path in folder.glob(f"*.{kind}"):
-        if path != own and not _held(path):
+        if path != own and not held(path):
             path.unlink(missing_ok=True)
             continue
         found[path.name] = int(path.stem.rpartition("-")[2])
     return found
 
 
-def _held(path: Path) -> bool:
+def held(path: Path) -> bool:
+    """Whether a living process has locked that file. Raises PermissionError where this user may not ask."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -52,7 +52,7 @@ class Renewals:
 
     def for_unknown_key(self, own: Identity, now_ms: int) -> Identity:
         """What is known after the fleet was asked for its keys; asked at most once an hour, whoever sends tickets."""
-        if now_ms - self.journal.fact(ASKED_FOR_KEYS) < ASK_AGAIN_MS:
+        if 0 <= now_ms - self.journal.fact(ASKED_FOR_KEYS) < ASK_AGAIN_MS:  # the clock may have been set back
             return own
         self.journal.set_fact(ASKED_FOR_KEYS, now_ms)
         with self.link() as link:

@@ -5,11 +5,11 @@ Reads files only; works whether the agent runs or not.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 
+from edge_runtime.budget import held
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import FILE, load
 from edge_runtime.journal import FILE as JOURNAL
@@ -95,19 +95,10 @@ def _journal(state: Path) -> dict[str, object]:
 
 def _locked(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
+        return held(path)
     except PermissionError as error:
         detail = f"{path} may not be read by this user."
         raise LocalError(Code.STATE_MISSING, detail, fix="Run it as the agent's user.") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _bytes(folder: Path) -> int:

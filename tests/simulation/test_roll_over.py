@@ -237,8 +237,11 @@ async def test_devices_that_are_behind_are_asked_when_they_come(tmp_path: Path) 
 
         async def give(self, wish: Wish) -> Any:
             asked.append(wish)
+            if len(asked) == 1:  # while this one is asked, another comes
+                await site.database.run(lambda c: store.saw(c, "pi-3", NOW_MS, online=True))
+                site.registrar.came("pi-3")
 
-    await asyncio.to_thread(lambda: [site.enroll(name) for name in ("pi-1", "pi-2")])
+    await asyncio.to_thread(lambda: [site.enroll(name) for name in ("pi-1", "pi-2", "pi-3")])
     await asyncio.to_thread(site.rotate, ticket_ring(site.settings))
     rollout = Rollout(site.registrar, Asking(), lambda: NOW_MS, os.urandom, gather_s=0.0)
 
@@ -257,7 +260,7 @@ async def test_devices_that_are_behind_are_asked_when_they_come(tmp_path: Path) 
         assert asked == [], "nobody is there"
         for client_id in ("pi-1", "pi-1", "pi-2", "pi-1"):
             await come(client_id)
-        assert [wish.client_ids for wish in asked] == [["pi-1"], ["pi-2"]], "once an hour"
+        assert [wish.client_ids for wish in asked] == [["pi-1"], ["pi-3"], ["pi-2"]], "once an hour"
     finally:
         await rollout.close()
         site.database.close()
