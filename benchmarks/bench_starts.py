@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 import psutil
+from published import STARTS
 
 from edge_runtime import sandbox
 from edge_runtime.instance import Instance
@@ -32,42 +33,6 @@ ROUNDS = 25
 INSTANCES = 15
 KEEP = {"warm": {"memory_mb": 1000, "keep_s": 60}}
 FUNCTIONS = {"mlp_101770": "function-mlp", "cnn_582026": "function"}
-ANCHORS: list[dict[str, str]] = [  # of others, on other machines, for other work: no ratio is made with them
-    {
-        "what": "OpenFaaS on armhf: first call / call after it, ms",
-        "figure": "2585 / 289",
-        "source": "'FaaS function run time performance test 1: cold start time', section 7.3.1, figures 7.2 and 7.3, "
-        "www.mo4tech.com; a translated chapter, whose book, author and year it does not name",
-        "not comparable": "a whole HTTP request to a Go function that computes bcrypt, limited to 100 MHz and 50 MB; "
-        "ours is to the first training step on a processor of this machine",
-    },
-    {
-        "what": "tinyFaaS against other FaaS platforms at the edge",
-        "figure": "'at least an order of magnitude' better for IoT processing; no start-up time is in the abstract",
-        "source": "Pfandzelter, Bermbach: tinyFaaS: A Lightweight FaaS Platform for Edge Environments, IEEE ICFC 2020, "
-        "doi 10.1109/ICFC49376.2020.00011, abstract (its tables were not at hand)",
-        "not comparable": "latency of requests to containers that already run: it starts none for a call",
-    },
-    {
-        "what": "OpenWhisk, OpenFaaS and Greengrass on Raspberry Pis",
-        "figure": "OpenFaaS answers fastest of the three; the numbers are in its figures only",
-        "source": "Javed, Toosi, Aslanpour: Serverless Platforms on the Edge: A Performance Analysis, 2021, "
-        "arXiv 2111.06563, abstract (its figures were not at hand)",
-        "not comparable": "response times under load on a cluster, with its scheduler and network",
-    },
-    {
-        "what": "faasd",
-        "figure": "none found: its own documents give a minimum machine, no start-up time",
-        "source": "searched for, not found",
-        "not comparable": "-",
-    },
-    {
-        "what": "TensorFlow / torch in a fresh process, to the first training step, ms",
-        "figure": "2300-3300 / 2200",
-        "source": "issue 4 of this project, which measured them on two cores; not measured here",
-        "not comparable": "another run on another machine",
-    },
-]
 
 
 def main() -> None:
@@ -94,7 +59,7 @@ def main() -> None:
         reference={"cold_bare_ms": small["cold_bare"]["p50"], "what": "a fresh instance without a sandbox, MLP"},
         ratio=round(small["warm_boxed"]["p50"] / small["cold_bare"]["p50"], 3),
         goals_ms={"cold": 600, "warm": 60},
-        anchors=ANCHORS,
+        anchors=STARTS,
         rounds=rounds,
     )  # fmt: skip
 
