@@ -273,7 +273,10 @@ class Functions:
 
 
 def statistics(calls: Sequence[Call]) -> dict[str, Mapping[str, float]]:
-    """For each function: how many calls, cold and warm, failed, and p50/p95 of each time, ms."""
+    """For each function: how many calls, failed, cold and warm; of the latter p50/p95 (nearest rank) of each time, ms.
+
+    A call that was refused before it had an instance, for a full queue say, is neither cold nor warm.
+    """
     found: dict[str, Mapping[str, float]] = {}
     for name in sorted({call.name for call in calls}):
         mine = [call for call in calls if call.name == name]
@@ -282,12 +285,12 @@ def statistics(calls: Sequence[Call]) -> dict[str, Mapping[str, float]]:
             "failed": sum(call.outcome not in ("done", "reported") for call in mine),
         }
         for start in ("cold", "warm"):
-            group = [call for call in mine if call.start == start]
+            group = [call for call in mine if call.start == start and call.version]
             figures[start] = len(group)
             for what in ("queue_ms", "start_ms", "run_ms", "total_ms") if group else ():
                 values = sorted(getattr(call, what) for call in group)
-                figures[f"{start}_{what}_p50"] = values[len(values) // 2]
-                figures[f"{start}_{what}_p95"] = values[min(len(values) - 1, len(values) * 95 // 100)]
+                for percent in (50, 95):
+                    figures[f"{start}_{what}_p{percent}"] = values[-(-len(values) * percent // 100) - 1]
         found[name] = figures
     return found
 

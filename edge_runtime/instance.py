@@ -49,6 +49,8 @@ class Instance:
         self.over: Callable[[], None] = _nothing
         """Called once, when it has ended."""
         self._started_ms = time.monotonic() * 1000
+        self.ran_ms = 0.0
+        """How long `run` took, whatever came of it."""
 
     @classmethod
     def start(cls, python: str = sys.executable, space: sandbox.Space | None = None) -> Instance:
@@ -90,10 +92,11 @@ class Instance:
             if self._used:
                 raise LocalError(Code.WRONG_STATE, "An instance takes one job.")
             self._used = self._running = True
-        deadline = time.monotonic() + timeout_ms / 1000
+        since = time.monotonic()
         try:
-            return self._converse(job, deadline, timeout_ms, on_event)
+            return self._converse(job, since + timeout_ms / 1000, timeout_ms, on_event)
         finally:
+            self.ran_ms = (time.monotonic() - since) * 1000
             with self._lock:
                 self._running = False
             self.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.messages import Encoding, Kind, ReportHeader, Ticket
+from fedless.protocol.messages import DONE, Encoding, Kind, ReportHeader, Ticket
 
 FILE = "journal.db"
 SCHEMA = 1
@@ -337,7 +337,7 @@ class Journal:
         self._db.execute(
             "INSERT INTO counters VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET count = count + 1", (name,)
         )
-        if name != REPORTED:
+        if name not in {REPORTED, DONE}:  # nothing that went well is a reason
             self._db.execute(
                 "INSERT INTO reasons (at_ms, code, detail, round_id) VALUES (?, ?, ?, ?)",
                 (now_ms, name, detail[:500], round_id),

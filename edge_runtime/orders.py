@@ -136,7 +136,10 @@ class Orders:
             model = known.model if known is not None else ""
             with self.starts.take(unpacked, model, here.config, unix_ms()) as instance:
                 timings.start = instance.how
-                result = instance.run(job, timeout_ms=limit_ms)
+                try:
+                    result = instance.run(job, timeout_ms=limit_ms)
+                finally:
+                    times["run"] = instance.ran_ms
             answer = _text(result)
         except FedlessError as error:
             outcome = error.code.value
@@ -170,7 +173,6 @@ class Orders:
             calls.judge(functions, manifest.name, failed=failed)
         total = monotonic_ms() - since
         if result is not None:
-            times["run"] = result.timings_ms.get("total_ms", 0.0)
             timings.peak_rss_mb = result.peak_rss_mb
         times["start"] = max(0.0, total - times.get("run", 0.0))
         times["total"] = times["queue"] + total

@@ -42,6 +42,8 @@ class _Served:
     automaton: lifecycle.Function
     servers: dict[str, ForkServer] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
+    began: dict[str, float] = field(default_factory=dict)
+    """When each server's start began, monotonic s."""
     granted: dict[int, lifecycle.Run] = field(default_factory=dict)
     refused: dict[int, Code] = field(default_factory=dict)
 
@@ -77,11 +79,12 @@ class Pool:
         outcome, times = "done", {"queue_ms": 0.0, "start_ms": 0.0, "run_ms": 0.0}
         try:
             granted = self._admit(name, number)
-            times["queue_ms"] = (time.monotonic() - since) * 1000
-            call |= {"version": granted.version}
-            result, start = self._run(name, granted, event)
-            call |= {"start": start, "peak_rss_mb": result.peak_rss_mb}
-            times["run_ms"] = result.timings_ms.get("total_ms", 0.0)
+            start, server = self._server(name, granted)
+            waited = self._began(name, granted) - since if start == "cold" else time.monotonic() - since
+            times["queue_ms"] = max(0.0, waited) * 1000
+            call |= {"version": granted.version, "start": start}
+            result = self._run(name, granted, server, event, times)
+            call |= {"peak_rss_mb": result.peak_rss_mb}
             return Answer(calls.value(result), start, granted.version, _since(since))
         except FedlessError as error:
             outcome = error.code.value
@@ -160,6 +163,7 @@ class Pool:
     def _perform(self, name: str, served: _Served, effect: lifecycle.Effect) -> None:
         match effect:
             case lifecycle.Start():
+                served.began[effect.digest] = time.monotonic()
                 threading.Thread(target=self._start, args=(name, effect.digest), daemon=True).start()
             case lifecycle.Run():
                 served.granted[effect.invocation] = effect
@@ -189,9 +193,8 @@ class Pool:
             self._served[name].fresh.add(digest)
             self._feed(name, lifecycle.Started(digest))
 
-    def _run(self, name: str, granted: lifecycle.Run, event: object) -> tuple[Outcome, str]:
-        unpacked = calls.unpacked(self._state, granted.digest)
-        job = calls.job(unpacked, event, self._starts, self._config, here=True)
+    def _server(self, name: str, granted: lifecycle.Run) -> tuple[str, ForkServer]:
+        """The server that a call was granted, and whether it is the first that runs on it: `cold`, or `warm`."""
         with self._changed:
             served = self._served[name]
             server = served.servers.get(granted.digest)
@@ -199,10 +202,24 @@ class Pool:
             served.fresh.discard(granted.digest)
         if server is None:
             raise PeerError(Code.INSTANCE_FAILED, f"The server of {name} was ended.")
+        return how, server
+
+    def _began(self, name: str, granted: lifecycle.Run) -> float:
+        with self._changed:
+            return self._served[name].began[granted.digest]
+
+    def _run(
+        self, name: str, granted: lifecycle.Run, server: ForkServer, event: object, times: dict[str, float]
+    ) -> Outcome:
+        unpacked = calls.unpacked(self._state, granted.digest)
+        job = calls.job(unpacked, event, self._starts, self._config, here=True)
         with self._budget.claim(job.memory_mb, self._config.local.wait_s):
             instance = self._forked(name, granted.digest, server)
             with instance:
-                return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms), how
+                try:
+                    return instance.run(job, timeout_ms=unpacked.manifest.timeout_ms)
+                finally:
+                    times["run_ms"] = instance.ran_ms
 
     def _forked(self, name: str, digest: str, server: ForkServer) -> Instance:
         try:

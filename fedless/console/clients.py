@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +29,8 @@ def show(
     if as_json:
         typer.echo(json.dumps(values, indent=1))
         return
-    for name, value in values.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        typer.echo(f"{name.replace('_', ' '):<14} {text}".rstrip())
+    for name, text in _lines(values):
+        typer.echo(f"{name.replace('_', ' '):<13} {text}".rstrip())
 
 
 def rename(
@@ -121,3 +121,42 @@ def _values(found: link.ShownClient) -> dict[str, object]:
         ],
         "status": json.loads(found.profile_json),
     }
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `_values` gave, for people: a name and a text each."""
+    for name in ("id", "name", "kind", "state"):
+        yield name, values[name] or "-"
+    yield "online", "yes" if values["online"] else "no"
+    yield "enrolled", f"{values['enrolled']} UTC"
+    yield "last seen", f"{values['last_seen']} UTC"
+    yield "labels", ", ".join(f"{key}={value}" for key, value in values["labels"].items()) or "-"
+    yield "reports", str(values["reports"])
+    yield "refused", ", ".join(f"{key} {value}" for key, value in values["refused"].items()) or "-"
+    yield "not before", values["not_before"] or "-"
+    if values["lacks"]:
+        yield "lacks", ", ".join(values["lacks"])
+    for item in values["certificates"]:
+        revoked = f", revoked {item['revoked']}" if item["revoked"] else ""
+        yield "certificate", f"{item['issued']} to {item['until']} UTC{revoked}, serial {item['serial']}"
+    if values["status"]:
+        yield from _profile(values["status"])
+
+
+def _profile(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A device's last status; one that an older agent sent lacks some of it."""
+    get = told.get
+    versions = (get("runtime_version"), get("tflite_runtime"), get("architecture"))
+    yield "runs", ", ".join(filter(None, versions)) or "-"
+    yield "processors", str(get("cores", 0) or "-")
+    memory = f"{get('memory_available_mb', 0)} of {get('memory_mb', 0)} MB free"
+    yield "memory", f"{memory}, its agent takes {get('agent_rss_mb', 0.0):.0f} MB"
+    yield "disk", f"{get('disk_free_bytes', 0) / 1e9:.1f} GB free"
+    sensors = [get("power", "")] + ([f"{told['temperature_c']:.0f} °C"] if get("temperature_c") else [])
+    yield "sensors", ", ".join(filter(None, sensors)) or "-"
+    for function in get("functions", []):
+        state = "given up" if function["given_up"] else "serves" if function["serves"] else "kept"
+        version = f"{function['name']} version {function['version']}"
+        yield "function", f"{version}, {state}, {function['digest'][:12]}"
+    if get("endpoints"):
+        yield "calls", ", ".join(told["endpoints"])

@@ -44,7 +44,12 @@ def test_one_client_is_shown_renamed_labelled_and_removed(fleet: RunningFleet, t
     assert (shown["labels"], shown["status"]["cores"]) == ({"site": "north"}, 4)
     assert shown["not_before"].endswith("it is hot")
     assert len(shown["certificates"]) == 1
-    assert "attic" in say(fleet, "fleet", "show", "pi-1")
+    told = say(fleet, "fleet", "show", "pi-1")
+    lines = told.splitlines()
+    assert {"name          attic", "labels        site=north", "runs          0.1", "processors    4"} <= {
+        *lines
+    }
+    assert "{" not in told, "no JSON for people"
     (line,) = [line.split() for line in say(fleet, "fleet", "list").splitlines() if "pi-1" in line]
     assert line[:4] == ["pi-1", "attic", "enrolled", "no"]
     given = say(fleet, "function", "result")

@@ -111,6 +111,7 @@ def test_a_function_of_a_few_lines_is_called(state: Path, call: Call) -> None:
     functions.close()
     assert (first.start, second.start) == ("cold", "warm")
     assert second.start_ms < first.total_ms
+    assert first.queue_ms < first.start_ms, "nobody was before it: the start of its server is no queue"
     assert first.caller == str(os.getuid())
     assert statistics([first, second])["adder"]["calls"] == 2
 
@@ -177,6 +178,8 @@ def test_a_version_that_fails_is_rolled_back_by_itself(state: Path, call: Call) 
     assert answer == {"sum": 1, "version": 1}
     functions = Functions(state)
     assert [(item.version, item.given_up) for item in functions.versions("adder")] == [(2, True), (1, False)]
+    broken = [item for item in functions.calls() if item.version == 2]
+    assert [(item.outcome, item.run_ms > 0) for item in broken] == [("instance_failed", True)] * 3
     functions.close()
 
 

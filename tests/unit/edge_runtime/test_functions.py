@@ -101,12 +101,16 @@ def test_calls_are_bounded(functions: Functions) -> None:
 
 def test_statistics_by_function_and_start() -> None:
     calls = [call(number) for number in range(1, 101)]
-    calls += [call(1000, start="cold", outcome="queue_full"), call(5, name="digits", outcome="reported")]
+    calls += [call(1000, start="cold", outcome="instance_failed")]
+    calls += [
+        call(5000, start="cold", outcome="queue_full", version=0),
+        call(5, name="digits", outcome="reported"),
+    ]
     found = statistics(calls)
     adder = found["adder"]
-    assert (adder["calls"], adder["failed"], adder["warm"], adder["cold"]) == (101, 1, 100, 1)
-    assert (adder["warm_total_ms_p50"], adder["warm_total_ms_p95"]) == (51.0, 96.0)
-    assert adder["cold_total_ms_p50"] == 1000.0
+    assert (adder["calls"], adder["failed"], adder["warm"], adder["cold"]) == (102, 2, 100, 1)
+    assert (adder["warm_total_ms_p50"], adder["warm_total_ms_p95"]) == (50.0, 95.0)
+    assert adder["cold_total_ms_p95"] == 1000.0, "who got no instance is not among them"
     assert found["digits"]["failed"] == 0
     assert "cold_total_ms_p50" not in found["digits"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.journal import ROUNDS_KEPT, Journal
+from edge_runtime.journal import REPORTED, ROUNDS_KEPT, Journal
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.messages import Encoding, Kind, ReportHeader, Ticket
+from fedless.protocol.messages import DONE, Encoding, Kind, ReportHeader, Ticket
 
 HEADER = ReportHeader(7, Encoding.FLOAT32, 8, b"\1" * 32, 12, {"loss": 1.5})
 
@@ -71,6 +71,16 @@ def test_refusals_are_counted_by_code_and_their_reasons_kept(path: Path) -> None
         journal.refuse(Code.TICKET_FORGED, f"try {number}", 0, number)
     assert journal.counters() == {"ticket_forged": 3}
     assert [reason.detail for reason in journal.reasons(2)] == ["try 2", "try 1"]
+
+
+def test_what_went_well_is_counted_and_is_no_reason(path: Path) -> None:
+    """`why-not` said of every order that was carried out that something had gone wrong inside."""
+    journal = Journal.open(path)
+    for number, outcome in enumerate((REPORTED, DONE, Code.INSTANCE_FAILED.value)):
+        journal.accept(ticket(number), b"", 1)
+        journal.end(ticket(number).nonce, outcome, "", 1)
+    assert journal.counters() == {"done": 1, "instance_failed": 1, "reported": 1}
+    assert [reason.code for reason in journal.reasons()] == ["instance_failed"]
 
 
 def test_nonces_are_kept_until_their_deadline_however_many_there_are(path: Path) -> None:
