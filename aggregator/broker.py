@@ -189,15 +189,7 @@ per_listener_settings false
 allow_anonymous false
 listener {self.port} {self._address}
 protocol mqtt
-tls_version tlsv1.3
-cafile {home}/authority.pem
-certfile {home}/cert.pem
-keyfile {home}/cert.key
-crlfile {home}/crl.pem
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-acl_file {home}/acl
+{mutual_tls(home)}acl_file {home}/acl
 persistence true
 persistence_location {home}/
 autosave_interval 60
@@ -209,6 +201,21 @@ log_dest stderr
 log_type error
 log_type warning
 log_type notice
+"""
+
+
+def mutual_tls(home: Path) -> str:
+    """What mosquitto asks of whoever connects to a listener: who a client is, is what its certificate says."""
+    return f"""\
+tls_version tlsv1.3
+cafile {home}/authority.pem
+certfile {home}/cert.pem
+keyfile {home}/cert.key
+# Read again at a SIGHUP (`systemctl reload`): revoked clients cannot connect any more.
+crlfile {home}/crl.pem
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
 """
 
 

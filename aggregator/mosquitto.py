@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aggregator.broker import PACKET_BYTES_MAX, access_list
+from aggregator.broker import PACKET_BYTES_MAX, access_list, mutual_tls
 from aggregator.config import Settings
 from aggregator.enrollment import Registrar
 from aggregator.founding import write_private
@@ -87,7 +87,7 @@ def configuration(
     for port, protocol in ((listeners.port, "mqtt"), (listeners.websockets, "websockets")):
         if port:
             where = f"{port} {listeners.address}".rstrip()
-            parts.append(_LISTENER.format(home=home, where=where, protocol=protocol))
+            parts.append(_LISTENER.format(where=where, protocol=protocol) + mutual_tls(home))
     return "\n".join(parts)
 
 
@@ -120,13 +120,4 @@ _LISTENER = """\
 listener {where}
 protocol {protocol}
 max_connections 20000
-tls_version tlsv1.3
-cafile {home}/authority.pem
-certfile {home}/cert.pem
-keyfile {home}/cert.key
-# Read again at a SIGHUP (`systemctl reload`): revoked clients cannot connect any more.
-crlfile {home}/crl.pem
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
 """

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -59,17 +59,7 @@ class Instance:
         `python` is the interpreter; `space` is what is visible in a sandbox of its own (None: no namespaces),
         which ends with the calling thread. Raises `LocalError(INSTANCE_FAILED)` if it cannot be started.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [python, "-P", "-m", "edge_runtime.trainer", "--fd", str(theirs.fileno())]
-            if space is not None:
-                command = sandbox.command(command, space)
-            try:
-                process = Child(command, theirs.fileno(), environment())
-            except LocalError:
-                ours.close()
-                raise
-        return cls(process, ours)
+        return cls(*child([python, "-P", "-m", "edge_runtime.trainer"], space))
 
     @property
     def how(self) -> str:
@@ -254,6 +244,29 @@ def invoke(
 
 def _nothing() -> None:
     """Nobody waits for an instance's end."""
+
+
+def child(
+    command: Sequence[str],
+    space: sandbox.Space | None,
+    kind: int = socket.SOCK_STREAM,
+    *,
+    ends_with_parent: bool = True,
+) -> tuple[Child, socket.socket]:
+    """Start a process of ours, which finds its end of a socket at `--fd`; ours is returned with it.
+
+    `ends_with_parent` as in `sandbox.command`. Raises `LocalError(INSTANCE_FAILED)`.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with theirs:
+        inner = [*command, "--fd", str(theirs.fileno())]
+        if space is not None:
+            inner = sandbox.command(inner, space, ends_with_parent=ends_with_parent)
+        try:
+            return Child(inner, theirs.fileno(), environment()), ours
+        except LocalError:
+            ours.close()
+            raise
 
 
 def environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_runtime import sandbox
-from edge_runtime.instance import Instance, environment
+from edge_runtime.instance import Instance, child
 from edge_runtime.process import FORK, READY, Child, Forked
 from fedless.protocol.errors import Code, LocalError
 
@@ -35,18 +35,11 @@ class ForkServer:
 
         `space` is what its instances see (None: no namespaces). Raises `LocalError(INSTANCE_FAILED)`.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [python, "-P", "-m", "edge_runtime.forkserver", "--fd", str(theirs.fileno())]
-            if space is not None:  # the server sees its socket close when we die, so it needs no other watch
-                command += ["--scratch", sandbox.SCRATCH]
-                command = sandbox.command(command, space, ends_with_parent=False)
-            try:
-                process = Child(command, theirs.fileno(), environment())
-            except LocalError:
-                ours.close()
-                raise
-        return cls(process, ours)
+        command = [python, "-P", "-m", "edge_runtime.forkserver"]
+        if space is not None:
+            command += ["--scratch", sandbox.SCRATCH]
+        # the server sees its socket close when we die, so it needs no other watch
+        return cls(*child(command, space, socket.SOCK_SEQPACKET, ends_with_parent=False))
 
     @property
     def pid(self) -> int:

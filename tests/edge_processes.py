@@ -21,9 +21,9 @@ from paho.mqtt.properties import Properties
 
 from edge_runtime.wake import _Context
 from fedless.protocol import identity
+from tests.edge_device import CLIENT
 from tests.edge_fleet import Fleet
 
-CLIENT = "device-1"
 ROOT = Path(__file__).parents[1]
 STATUS = f"fedless/v1/testing/status/{CLIENT}"
 WAKE = f"fedless/v1/testing/wake/{CLIENT}"

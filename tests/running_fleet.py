@@ -115,6 +115,13 @@ class RunningFleet:
         if not self.ended():
             self.stop(signal.SIGTERM)
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def operator(self) -> Link:
         return open_link(self.folder)
 

@@ -12,7 +12,7 @@ import typer
 from cloud_adapters.packaging import KEYS, Wanted
 from cloud_adapters.packaging import package as make
 from fedless.console.link import CONFIGURATION, find_fleet
-from fedless.console.package import tell
+from fedless.console.package import Arch, Out, Python, Target, tell
 from fedless.protocol.errors import Code, LocalError
 
 app = typer.Typer(no_args_is_help=True)
@@ -76,13 +76,10 @@ def serve(
 @app.command()
 def package(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The helper's directory.")],
-    target: Annotated[str, typer.Option(help="aws-lambda, azure, google, knative, openfaas or openwhisk.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder to make. Default: package-TARGET."),
-    ] = None,
-    python: Annotated[str, typer.Option(help="Python version of the platform.")] = Wanted.python,
-    arch: Annotated[str, typer.Option(help="x86_64 or aarch64.")] = Wanted.architecture,
+    target: Target,
+    out: Out = None,
+    python: Python = Wanted.python,
+    arch: Arch = Wanted.architecture,
 ) -> None:
     """Package the helper as a cloud function, without its keys, and print the commands that deploy it."""
     from fedless.helper.config import load

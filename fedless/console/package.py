@@ -11,18 +11,22 @@ from cloud_adapters.packaging import MB, Package, Wanted
 from cloud_adapters.packaging import package as make
 from fedless.protocol.errors import Code, LocalError
 
+Target = Annotated[str, typer.Option(help="aws-lambda, azure, google, knative, openfaas or openwhisk.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to make. Default: package-TARGET.")
+]
+Python = Annotated[str, typer.Option(help="Python version of the platform.")]
+Arch = Annotated[str, typer.Option(help="x86_64 or aarch64.")]
+
 
 def package(
-    target: Annotated[str, typer.Option(help="aws-lambda, azure, google, knative, openfaas or openwhisk.")],
+    target: Target,
     deployment: Annotated[
         Path, typer.Option(metavar="FILE", help="What `fedless fleet add-function` wrote.")
     ] = Path("fedless-deployment.json"),
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder to make. Default: package-TARGET."),
-    ] = None,
-    python: Annotated[str, typer.Option(help="Python version of the platform.")] = Wanted.python,
-    arch: Annotated[str, typer.Option(help="x86_64 or aarch64.")] = Wanted.architecture,
+    out: Out = None,
+    python: Python = Wanted.python,
+    arch: Arch = Wanted.architecture,
 ) -> None:
     """Package the function's runtime for a cloud platform, and print the command that deploys it."""
     try:

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from edge_runtime.status import collect
+from tests.edge_device import CLIENT
 from tests.edge_fleet import FakeAggregator, Fleet, RoundHere, wake_bytes
-from tests.edge_processes import CLIENT, ROOT, Broker, Caller, Device, show, wait_until
+from tests.edge_processes import ROOT, Broker, Caller, Device, show, wait_until
 
 pytestmark = [
     pytest.mark.real,
@@ -38,25 +39,12 @@ def about(state: Path, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
 @pytest.fixture
 def broker(fleet: Fleet, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Broker]:
     broker = Broker(tmp_path / "broker", fleet, free_port())
     broker.start()
     yield broker
     broker.stop()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from edge_runtime.update import stage, standing
 from fedless.protocol.errors import Code
 from tests.agent_updates import agent
 from tests.devices_fleet import command, enrolled, publisher, say
+from tests.edge_device import CLIENT
 from tests.edge_fleet import Fleet
-from tests.edge_processes import CLIENT, Broker, Device, wait_until
+from tests.edge_processes import Broker, Device, wait_until
 from tests.running_fleet import RunningFleet
 
 pytestmark = [
@@ -68,11 +69,6 @@ class Supervisor:
         self._going = False
         self._thread.join(10)
         self.devices[-1].stop()
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
 
 
 @pytest.fixture

@@ -26,10 +26,8 @@ REST = 'name = "t"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 1\n'
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    running = RunningFleet(tmp_path_factory.mktemp("fleet") / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
 
 
 def fails(*arguments: str | Path, says: str, folder: Path | None = None, **environment: str) -> str:

@@ -27,10 +27,8 @@ TASK = f'name = "t"\nfunction = "{FUNCTION}"\nrounds = 2\nmode = "plain"\n[cohor
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    running = RunningFleet(tmp_path_factory.mktemp("fleet") / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
 
 
 def command(*arguments: str | Path) -> Result:

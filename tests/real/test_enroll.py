@@ -37,11 +37,6 @@ enroll(Path(sys.argv[1]), sys.stdin.read(), observe=observe)
 """
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
 @pytest.fixture
 def port(fleet: Fleet) -> Iterator[EnrollmentPort]:
     port = EnrollmentPort(fleet)

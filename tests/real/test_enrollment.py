@@ -29,10 +29,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    running = RunningFleet(tmp_path_factory.mktemp("fleet") / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
 
 
 def refused(state: Path, claim: str) -> Code:

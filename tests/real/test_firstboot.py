@@ -23,11 +23,6 @@ from tests.enrollment_port import EnrollmentPort
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
 @pytest.fixture
 def port(fleet: Fleet) -> Iterator[EnrollmentPort]:
     port = EnrollmentPort(fleet)

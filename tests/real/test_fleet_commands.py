@@ -18,10 +18,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    fleet = RunningFleet(tmp_path_factory.mktemp("commands") / "fleet")
-    fleet.start()
-    yield fleet
-    fleet.close()
+    with RunningFleet(tmp_path_factory.mktemp("commands") / "fleet") as running:
+        yield running
 
 
 def test_one_client_is_shown_renamed_labelled_and_removed(fleet: RunningFleet, tmp_path: Path) -> None:

@@ -40,10 +40,8 @@ central_every = 0
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[RunningFleet]:
     pytest.importorskip("httpx")
-    running = RunningFleet(tmp_path / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path / "home") as running:
+        yield running
 
 
 def add(fleet: RunningFleet, client_id: str, folder: Path, **settings: Any) -> Path:

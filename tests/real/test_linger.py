@@ -15,31 +15,13 @@ from edge_runtime.handover import frame
 from edge_runtime.linger import frames, linger
 from edge_runtime.participant import WakeUp
 from fedless.protocol.messages import Ticket
+from tests.edge_device import CLIENT, woken
 from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
 from tests.edge_processes import below
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
 
 ENOUGH_MB = 1_000_000  # this very process is counted, with all that other tests have imported into it
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
 
 
 def rounds(fleet: Fleet, aggregator: FakeAggregator, count: int) -> list[Ticket]:
@@ -52,8 +34,7 @@ def rounds(fleet: Fleet, aggregator: FakeAggregator, count: int) -> list[Ticket]
 
 def wakes(tickets: list[Ticket]) -> Iterator[WakeUp]:
     for ticket in tickets:
-        now = time.monotonic() * 1000
-        yield WakeUp(wake_bytes(ticket), now, now, 21.5)
+        yield woken(wake_bytes(ticket))
 
 
 def test_second_round_starts_warm_and_sooner(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:

@@ -38,11 +38,6 @@ SETTINGS = LOCAL + "[warm]\nmemory_mb = 500\nkeep_s = 2\n[limits]\ntotal_mb = 10
 GOOD = "    return {'sum': sum(event), 'version': context.version}\n"
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
 @pytest.fixture
 def state(fleet: Fleet, tmp_path: Path) -> Path:
     state = fleet.device(tmp_path / "state", "device-1", 1)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,26 +10,13 @@ import numpy as np
 import pytest
 
 from edge_runtime.journal import Journal
-from edge_runtime.participant import WakeUp, serve
 from fedless.protocol.messages import Kind
+from tests.edge_device import CLIENT, killed_at, participant, wake
 from tests.edge_fleet import wake_bytes
 from tests.masked_edge_fleet import MaskedAggregator, MaskedFleet
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
-CLIENT, EPOCH, ROUND = "device-1", 100, 101
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-from edge_runtime.participant import WakeUp, serve
-
-def observe(step, round_id):
-    if step == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-now = time.monotonic() * 1000
-sys.exit(serve(Path(sys.argv[1]), WakeUp(sys.stdin.buffer.read(), now, now), observe))
-"""
+EPOCH, ROUND = 100, 101
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +35,6 @@ def aggregator(fleet: MaskedFleet) -> Iterator[MaskedAggregator]:
 @pytest.fixture
 def state(fleet: MaskedFleet, aggregator: MaskedAggregator, tmp_path: Path) -> Path:
     return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
-
-
-def killed_at(step: str, state: Path, data: bytes) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(state), step], input=data, cwd=ROOT, timeout=60, capture_output=True,
-        check=False,
-    )  # fmt: skip
-    sys.stderr.write(done.stderr.decode())
-    return done.returncode
-
-
-def start(state: Path, data: bytes = b"") -> None:
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(data, now, now)) == 0
 
 
 def check(state: Path, aggregator: MaskedAggregator) -> None:
@@ -92,8 +62,8 @@ def test_power_cut_in_the_set_up_repeats_itself_byte_for_byte(
 ) -> None:
     data = wake_bytes(aggregator.ticket(Kind.EPOCH, EPOCH))
     assert killed_at(step, state, data) == -signal.SIGKILL
-    start(state)
-    start(state, wake_bytes(aggregator.open_masked(ROUND)))
+    assert wake(state) == 0
+    assert wake(state, wake_bytes(aggregator.open_masked(ROUND))) == 0
     check(state, aggregator)
 
 
@@ -101,27 +71,24 @@ def test_power_cut_in_the_set_up_repeats_itself_byte_for_byte(
 def test_power_cut_in_a_masked_round_masks_once_and_answers_once(
     aggregator: MaskedAggregator, state: Path, step: str
 ) -> None:
-    start(state, wake_bytes(aggregator.ticket(Kind.EPOCH, EPOCH)))
+    assert wake(state, wake_bytes(aggregator.ticket(Kind.EPOCH, EPOCH))) == 0
     assert killed_at(step, state, wake_bytes(aggregator.open_masked(ROUND))) == -signal.SIGKILL
-    start(state)
+    assert wake(state) == 0
     if aggregator.masked is not None and not aggregator.masked.responses:
-        start(state, wake_bytes(aggregator.ticket(Kind.UNMASK, ROUND)))
+        assert wake(state, wake_bytes(aggregator.ticket(Kind.UNMASK, ROUND))) == 0
     check(state, aggregator)
 
 
 def test_power_cut_while_the_masked_report_is_sent(aggregator: MaskedAggregator, state: Path) -> None:
     """Killed when the report is accepted, but before the answer is out: the same bytes are offered again."""
-    start(state, wake_bytes(aggregator.ticket(Kind.EPOCH, EPOCH)))
+    assert wake(state, wake_bytes(aggregator.ticket(Kind.EPOCH, EPOCH))) == 0
     ticket = aggregator.open_masked(ROUND)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(state), "never"], stdin=subprocess.PIPE, cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = participant(state)
     aggregator.before = lambda call: process.kill() if call == "report_accepted" else None
     process.communicate(wake_bytes(ticket), timeout=60)
     assert process.returncode == -signal.SIGKILL
     aggregator.before = lambda _: None
-    start(state)
+    assert wake(state) == 0
     if aggregator.masked is not None and not aggregator.masked.responses:
-        start(state, wake_bytes(aggregator.ticket(Kind.UNMASK, ROUND)))
+        assert wake(state, wake_bytes(aggregator.ticket(Kind.UNMASK, ROUND))) == 0
     check(state, aggregator)

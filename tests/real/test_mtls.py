@@ -27,10 +27,8 @@ DAY_MS = 86_400_000
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    running = RunningFleet(tmp_path_factory.mktemp("fleet") / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

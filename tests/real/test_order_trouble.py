@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_runtime.functions import Functions
 from edge_runtime.journal import Journal
-from edge_runtime.participant import WakeUp, serve
 from fedless.protocol import bundle_format, wire
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import ANSWER_BYTES_MAX, Action, Order, Ticket
-from tests.edge_fleet import FOREIGN_KEY, PUBLISHER_KEY, FakeAggregator, Fleet, wake_bytes
+from fedless.protocol.messages import ANSWER_BYTES_MAX, Action, Order
+from tests.edge_device import counters, wake
+from tests.edge_fleet import FOREIGN_KEY, PUBLISHER_KEY, FakeAggregator, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
 CALL = Order(Action.INVOKE, "adder", "[1, 2]")
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
 
 
 def bundle(version: int = 1, body: str = "    return sum(event)\n", key: bytes = PUBLISHER_KEY) -> bytes:
@@ -47,19 +26,6 @@ def bundle(version: int = 1, body: str = "    return sum(event)\n", key: bytes =
     )
     code = f"def handle(event, context):\n{body}"
     return bundle_format.pack({"function.toml": manifest.encode(), "main.py": code.encode()}, key)
-
-
-def wake(state: Path, ticket: Ticket | None = None) -> int:
-    now = time.monotonic() * 1000
-    return serve(state, WakeUp(b"" if ticket is None else wake_bytes(ticket), now, now, 21.5))
-
-
-def counters(state: Path) -> dict[str, int]:
-    journal = Journal.open(state / "journal.db", read_only=True)
-    try:
-        return journal.counters()
-    finally:
-        journal.close()
 
 
 def outcomes(aggregator: FakeAggregator) -> list[str]:
@@ -72,7 +38,7 @@ def test_order_with_other_content_than_the_ticket_signed_is_refused(
     ticket = aggregator.give(1, CALL, bundle())
     forged = Order(Action.INVOKE, "adder", "[666]")
     aggregator.orders[1] = (wire.order_to_bytes(forged), aggregator.orders[1][1])
-    assert wake(state, ticket) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     assert aggregator.results == []
     assert counters(state) == {"wrong_digest": 1}
 
@@ -93,7 +59,7 @@ def test_what_goes_wrong_is_told_by_name(
 ) -> None:
     timeout_ms = 1000 if says is Code.INSTANCE_TIMEOUT else 0
     order = Order(Action.INVOKE, "adder", "null", timeout_ms=timeout_ms)
-    assert wake(state, aggregator.give(1, order, data)) == 0
+    assert wake(state, wake_bytes(aggregator.give(1, order, data))) == 0
     (result,) = aggregator.results
     assert (result.outcome, result.answer) == (says.value, "")
     assert result.detail
@@ -113,7 +79,7 @@ def test_answer_is_delivered_once_after_the_aggregator_was_away(
             raise PeerError(Code.INTERNAL, retry_after_ms=60_000)
 
     aggregator.before = refuse
-    assert wake(state, ticket) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     journal = Journal.open(state / "journal.db", read_only=True)
     (kept,) = journal.answers()
     assert journal.outbox_bytes() == len(kept.result)
@@ -123,7 +89,7 @@ def test_answer_is_delivered_once_after_the_aggregator_was_away(
     (result,) = aggregator.results
     assert result.answer == json.loads(kept.result)["answer"]
     assert wake(state) == 0
-    assert wake(state, ticket) == 0, "the same ticket again"
+    assert wake(state, wake_bytes(ticket)) == 0, "the same ticket again"
     assert len(aggregator.results) == 1
     assert counters(state) == {"reported": 1, "duplicate": 1} or counters(state) == {
         "done": 1,
@@ -141,7 +107,7 @@ def test_lost_receipt_does_not_call_the_function_again(aggregator: FakeAggregato
             raise PeerError(Code.BUSY, retry_after_ms=1)
 
     aggregator.before = lose
-    assert wake(state, ticket) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     first, second = aggregator.results
     assert first == second
 
@@ -156,7 +122,7 @@ def test_unreachable_aggregator_before_the_call_leaves_the_order_open(
             raise PeerError(Code.BUSY, retry_after_ms=60_000)
 
     aggregator.before = busy
-    assert wake(state, ticket) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     assert aggregator.results == []
     aggregator.before = lambda _: None
     assert wake(state) == 0
@@ -183,7 +149,7 @@ def test_answer_that_does_not_fit_into_the_outbox_is_told_as_such(
         0,
     )
     journal.close()
-    assert wake(state, aggregator.give(1, CALL, bundle())) == 0
+    assert wake(state, wake_bytes(aggregator.give(1, CALL, bundle()))) == 0
     assert Code.DISK_FULL.value in outcomes(aggregator)
 
 
@@ -191,11 +157,14 @@ def test_calls_from_afar_and_rollback_are_in_the_devices_own_list(
     aggregator: FakeAggregator, state: Path
 ) -> None:
     for number, version in ((1, 1), (2, 2)):
-        assert wake(state, aggregator.give(number, Order(Action.INSTALL, "adder"), bundle(version))) == 0
-    assert wake(state, aggregator.give(3, CALL, bundle(2))) == 0
-    assert wake(state, aggregator.give(4, Order(Action.ROLL_BACK, "adder"))) == 0
-    assert wake(state, aggregator.give(5, Order(Action.ROLL_BACK, "adder"))) == 0
-    assert wake(state, aggregator.give(6, CALL, bundle(1))) == 0
+        assert (
+            wake(state, wake_bytes(aggregator.give(number, Order(Action.INSTALL, "adder"), bundle(version))))
+            == 0
+        )
+    assert wake(state, wake_bytes(aggregator.give(3, CALL, bundle(2)))) == 0
+    assert wake(state, wake_bytes(aggregator.give(4, Order(Action.ROLL_BACK, "adder")))) == 0
+    assert wake(state, wake_bytes(aggregator.give(5, Order(Action.ROLL_BACK, "adder")))) == 0
+    assert wake(state, wake_bytes(aggregator.give(6, CALL, bundle(1)))) == 0
     assert [(r.outcome, r.version, r.answer) for r in aggregator.results] == [
         ("done", 1, ""),
         ("done", 2, ""),

@@ -24,10 +24,8 @@ SETTINGS = '[data.readings]\nkind = "csv"\npath = "readings.csv"\n'
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    fleet = RunningFleet(tmp_path_factory.mktemp("orders") / "fleet")
-    fleet.start()
-    yield fleet
-    fleet.close()
+    with RunningFleet(tmp_path_factory.mktemp("orders") / "fleet") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,47 +10,14 @@ import numpy as np
 import pytest
 
 from edge_runtime.functions import Functions
-from edge_runtime.journal import Journal
-from edge_runtime.participant import WakeUp, serve
 from edge_runtime.status import collect, lines
 from edge_runtime.telling import today
 from fedless.protocol.errors import Code
 from fedless.protocol.messages import ClientRule, Kind, Mode, Ticket
+from tests.edge_device import CLIENT, counters, wake
 from tests.edge_fleet import FOREIGN_KEY, PARAMETERS, FakeAggregator, Fleet, now_ms, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
-
-
-def wake(state: Path, data: bytes) -> int:
-    now = time.monotonic() * 1000
-    return serve(state, WakeUp(data, now, now, 21.5))
-
-
-def counters(state: Path) -> dict[str, int]:
-    journal = Journal.open(state / "journal.db", read_only=True)
-    try:
-        return journal.counters()
-    finally:
-        journal.close()
 
 
 def test_a_round_is_trained_and_reported(fleet: Fleet, aggregator: FakeAggregator, state: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,38 +15,18 @@ from edge_runtime import partial
 from edge_runtime.config import FILE, load
 from edge_runtime.functions import Functions
 from edge_runtime.heads import Heads
-from edge_runtime.journal import Journal
-from edge_runtime.participant import WakeUp, serve
 from edge_runtime.pool import Pool
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.layout import Layout
 from fedless.protocol.messages import Action, ClientRule, Kind, Mode, Optimizer, Order, Task
+from tests.edge_device import CLIENT, counters, wake
 from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, RoundHere, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
 OWN = 10 * 128 + 10
 LAYOUT = Layout(PARAMETERS, ((PARAMETERS - OWN, OWN),))
 RULE = ClientRule(Optimizer.SGD, learning_rate=0.5, local_epochs=1)
 IMAGES = [[[0.5] * 28] * 28] * 2
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
 
 
 @pytest.fixture
@@ -68,14 +46,8 @@ def do(
     ticket = aggregator.fleet.ticket(CLIENT, round_id, task, kind=kind)
     size = 4 * LAYOUT.common if kind is Kind.TRAIN else 0
     here = aggregator.open(ticket, task, **{"report_bytes": size, **changes})
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(wake_bytes(ticket), now, now)) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     return here
-
-
-def counters(state: Path) -> dict[str, int]:
-    with closing(Journal.open(state / "journal.db", read_only=True)) as journal:
-        return journal.counters()
 
 
 def own(state: Path) -> NDArray[np.float32]:
@@ -137,8 +109,7 @@ def test_local_inference_uses_the_head_and_the_fleet_cannot_ask_it(
     here = infer(state)
     order = Order(Action.INVOKE, "mnist-mlp", json.dumps({"inputs": {"x": IMAGES}}))
     ticket = aggregator.give(7, order, aggregator.fleet.bundle)
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(wake_bytes(ticket), now, now)) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     (result,) = aggregator.results
     assert result.outcome == "done", result.detail
     plain = fleet.task(rule=RULE, mode=Mode.PLAIN)

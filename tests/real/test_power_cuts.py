@@ -4,65 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_runtime.journal import Journal
-from edge_runtime.participant import WakeUp, serve
+from tests.edge_device import CLIENT, killed_at, participant, wake
 from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
-ROOT = Path(__file__).parents[2]
-# A participant that dies as a power cut would have it, right after the step is durable.
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-from edge_runtime.participant import WakeUp, serve
-
-def observe(step, round_id):
-    if step == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-now = time.monotonic() * 1000
-sys.exit(serve(Path(sys.argv[1]), WakeUp(sys.stdin.buffer.read(), now, now), observe))
-"""
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
-
-
-def killed_at(step: str, state: Path, data: bytes) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(state), step], input=data, cwd=ROOT, timeout=60, capture_output=True,
-        check=False,
-    )  # fmt: skip
-    sys.stderr.write(done.stderr.decode())
-    return done.returncode
-
-
-def start(state: Path, data: bytes = b"") -> int:
-    now = time.monotonic() * 1000
-    return serve(state, WakeUp(data, now, now))
 
 
 def assert_one_report(state: Path, aggregator: FakeAggregator, round_id: int) -> None:
@@ -91,7 +41,7 @@ def test_power_cut_after_each_step(
     aggregator.open(ticket, task)
     data = wake_bytes(ticket)
     assert killed_at(step, state, data) == -signal.SIGKILL
-    assert start(state, data if redelivered else b"") == 0
+    assert wake(state, data if redelivered else b"") == 0
     assert_one_report(state, aggregator, 1)
 
 
@@ -102,7 +52,7 @@ def test_power_cut_at_each_step_of_one_round(fleet: Fleet, aggregator: FakeAggre
     aggregator.open(ticket, task)
     for step in ("accepted", "checked_in", "trained", "stored"):
         assert killed_at(step, state, wake_bytes(ticket)) == -signal.SIGKILL
-    assert start(state) == 0
+    assert wake(state) == 0
     assert_one_report(state, aggregator, 1)
     assert aggregator.calls.count("check_in") == 3, "a stored report is not trained again"
 
@@ -112,17 +62,12 @@ def test_power_cut_while_the_report_is_sent(fleet: Fleet, aggregator: FakeAggreg
     task = fleet.task()
     ticket = fleet.ticket(CLIENT, 1, task)
     aggregator.open(ticket, task)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(state), "never"],
-        stdin=subprocess.PIPE,
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
+    process = participant(state)
     aggregator.before = lambda call: process.kill() if call == "report_accepted" else None
     process.communicate(wake_bytes(ticket), timeout=60)
     assert process.returncode == -signal.SIGKILL
     aggregator.before = lambda _: None
-    assert start(state) == 0
+    assert wake(state) == 0
     assert_one_report(state, aggregator, 1)
 
 
@@ -132,16 +77,13 @@ def test_kills_at_random_moments(fleet: Fleet, aggregator: FakeAggregator, state
         task = fleet.task()
         ticket = fleet.ticket(CLIENT, round_id, task)
         here = aggregator.open(ticket, task)
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(state), "never"],
-            stdin=subprocess.PIPE, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = participant(state)
         try:
             process.communicate(wake_bytes(ticket), timeout=0.04 * round_id)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        assert start(state, wake_bytes(ticket)) == 0
+        assert wake(state, wake_bytes(ticket)) == 0
         assert here.accepted == 1, f"killed after {40 * round_id} ms"
     journal = Journal.open(state / "journal.db", read_only=True)
     assert journal.counters()["reported"] == 12
@@ -156,7 +98,7 @@ def test_round_that_never_comes_to_an_end_is_given_up(
     aggregator.open(ticket, task)
     for _ in range(6):
         killed_at("checked_in", state, wake_bytes(ticket))
-    assert start(state) == 0
+    assert wake(state) == 0
     journal = Journal.open(state / "journal.db", read_only=True)
     assert journal.counters() == {"duplicate": 5, "instance_failed": 1}
     journal.close()

@@ -51,10 +51,8 @@ WAIT_S = 240.0
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    running = RunningFleet(tmp_path_factory.mktemp("fleet") / "home")
-    running.start()
-    yield running
-    running.close()
+    with RunningFleet(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
 
 
 def command(*arguments: str | Path) -> Result:

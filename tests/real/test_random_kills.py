@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,10 +21,10 @@ import pytest
 from edge_runtime.functions import Functions
 from edge_runtime.journal import Journal
 from tests.conftest import LONG
+from tests.edge_device import CLIENT
 from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("FEDLESS_KILLS", "200" if LONG else "60"))
 """About 80 ms each."""
@@ -64,24 +63,6 @@ for order in sys.stdin:
         os._exit(serve(state, WakeUp(bytes.fromhex(data), now, now), lambda *_: None))
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
-
-
-@pytest.fixture
-def state(fleet: Fleet, aggregator: FakeAggregator, tmp_path: Path) -> Path:
-    return fleet.device(tmp_path / "state", CLIENT, aggregator.port)
 
 
 class Forker:

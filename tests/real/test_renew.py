@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 
 from edge_runtime.keystore import Keystore
-from edge_runtime.participant import WakeUp, serve
 from fedless.protocol import wire
 from fedless.protocol.crypto import ecdsa_sign, ed25519_public, ed25519_sign
 from fedless.protocol.errors import PeerError
@@ -20,24 +17,11 @@ from fedless.protocol.messages import Endpoints, Enrollment, Mode, PolicyMessage
 from fedless.protocol.succession import sign_list
 from fedless.protocol.trust import TrustKind
 from fedless.v1 import fleet_pb2
+from tests.edge_device import CLIENT, wake
 from tests.edge_fleet import FOREIGN_KEY, TICKET_KEY, Authority, FakeAggregator, Fleet, now_ms, wake_bytes
 
 pytestmark = pytest.mark.real
-CLIENT = "device-1"
 NEW_KEY = bytes(range(100, 132))
-
-
-@pytest.fixture(scope="module")
-def fleet() -> Fleet:
-    return Fleet()
-
-
-@pytest.fixture
-def aggregator(fleet: Fleet) -> Iterator[FakeAggregator]:
-    aggregator = FakeAggregator(fleet)
-    aggregator.start()
-    yield aggregator
-    aggregator.stop()
 
 
 @pytest.fixture
@@ -55,8 +39,7 @@ def take_part(
     task = fleet.task()
     ticket = fleet.ticket(CLIENT, round_id, task)
     aggregator.open(ticket, task)
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(wake_bytes(ticket), now, now)) == 0
+    assert wake(state, wake_bytes(ticket)) == 0
     assert aggregator.rounds[round_id].accepted == accepted
 
 
@@ -171,22 +154,20 @@ def test_ticket_by_an_unknown_key_makes_the_device_ask_once(
     task = fleet.task()
     ticket = fleet.ticket(CLIENT, 1, task)
     aggregator.open(ticket, task)
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(wake_bytes(ticket, NEW_KEY), now, now)) == 0
+    assert wake(state, wake_bytes(ticket, NEW_KEY)) == 0
     assert aggregator.rounds[1].accepted == 1
     for _ in range(2):  # whoever sends it such tickets cannot make it ask again and again
-        assert serve(state, WakeUp(wake_bytes(fleet.ticket(CLIENT, 2, task), FOREIGN_KEY), now, now)) == 0
+        assert wake(state, wake_bytes(fleet.ticket(CLIENT, 2, task), FOREIGN_KEY)) == 0
     assert aggregator.calls.count("renew") == 1
 
 
 def test_device_that_nobody_wakes_renews_by_itself(
     fleet: Fleet, aggregator: FakeAggregator, state: Path
 ) -> None:
-    now = time.monotonic() * 1000
-    assert serve(state, WakeUp(b"", now, now)) == 0
+    assert wake(state, b"") == 0
     assert aggregator.calls == ["renew", "report_status"]
     assert not Keystore(state).load().renewal_due(now_ms())
-    assert serve(state, WakeUp(b"", now, now)) == 0
+    assert wake(state, b"") == 0
     assert aggregator.calls == ["renew", "report_status"], "nothing is due any more"
 
 
@@ -195,7 +176,7 @@ def test_renewal_waits_for_a_better_moment_unless_it_is_urgent(
 ) -> None:
     (state / "trace.jsonl").write_text('{"at_ms": 0, "battery": 0.1, "mains": false}\n')
     (state / "edge.toml").write_text('[eligibility]\ntrace = "trace.jsonl"\n')
-    path, now = state / "identity" / "fleet.json", time.monotonic() * 1000
+    path = state / "identity" / "fleet.json"
     values, life = json.loads(path.read_text()), 100 * 86_400_000
     for spent, calls in ((0.7, 0), (0.9, 2)):
         times = {
@@ -203,7 +184,7 @@ def test_renewal_waits_for_a_better_moment_unless_it_is_urgent(
             "not_after_ms": now_ms() + round((1 - spent) * life),
         }
         path.write_text(json.dumps(values | times))
-        assert serve(state, WakeUp(b"", now, now)) == 0
+        assert wake(state, b"") == 0
         assert len(aggregator.calls) == calls
 
 
