@@ -14,15 +14,16 @@ STARTS: list[dict[str, str]] = [
     {
         "what": "faasd (OpenFaaS without Kubernetes): cold start / resuming a paused function, ms",
         "figure": "390 / 190",
-        "source": "OpenFaaS' blog of 2020-04-17, 'Meet faasd - portable Serverless without the complexity of Kubernetes', section 'How is faasd different from OpenFaaS on "
-        "Kubernetes?': on a Dell XPS, small image pulled before, 'without further optimization'",
+        "source": "OpenFaaS' blog of 2020-04-17, 'Meet faasd - portable Serverless without the complexity of "
+        "Kubernetes', section 'How is faasd different from OpenFaaS on Kubernetes?': on a Dell XPS, small image "
+        "pulled before, 'without further optimization'",
         "not comparable": REQUEST,
     },
     {
         "what": "faasd: the smallest machine it is offered for",
         "figure": "2 vCPU, 2 GB of RAM",
-        "source": "README of the repository openfaas/faasd; OpenFaaS' blog of 2022-06-01, 'The Event-Driven Edge with OpenFaaS', says "
-        "512 MB of RAM in all for gateway, Prometheus and queue worker",
+        "source": "README of the repository openfaas/faasd; OpenFaaS' blog of 2022-06-01, 'The Event-Driven Edge with "
+        "OpenFaaS', says 512 MB of RAM in all for gateway, Prometheus and queue worker",
         "not comparable": "a requirement, not a measurement; ours is the resident memory of an agent (bench_idle.py)",
     },
     {
@@ -45,7 +46,8 @@ STARTS: list[dict[str, str]] = [
         "figure": "Docker 362 / 381, gVisor 654 / 750, Firecracker with Linux 392 / 483, with Nanos 110 / 231, "
         "with OSv 110 / 289",
         "source": "Moebius, Pfandzelter, Bermbach: Are Unikernels Ready for Serverless on the Edge?, 2024, "
-        "arXiv 2403.00515; medians of 100 in its data, experiments/cold_start/cold-start.csv of OpenFogStack/unikernel-edge-faas",
+        "arXiv 2403.00515; medians of 100 in its data, "
+        "experiments/cold_start/cold-start.csv of OpenFogStack/unikernel-edge-faas",
         "not comparable": REQUEST,
     },
     {
