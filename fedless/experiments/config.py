@@ -140,6 +140,8 @@ def _complaints(experiment: Experiment) -> list[str]:
     found = []
     if 0 < experiment.data.examples < experiment.clients:
         found.append(f"data.examples: {experiment.clients} clients need at least one example each")
+    if experiment.partition.kind == "natural" and experiment.partition.groups_apart:
+        found.append("partition: natural deals out whole owners, groups_apart would divide them")
     labels = [group.label for group in experiment.groups if group.name or group.functions]
     if len(set(labels)) < len(labels):
         found.append("clients: two groups have the same name")

@@ -1,4 +1,4 @@
-"""*Pure.* Who gets which examples: label-sorted shards as FedLess dealt them, evenly at random, or Dirichlet.
+"""*Pure.* Who gets which examples: label-sorted shards as FedLess dealt them, evenly, Dirichlet, or as they came.
 
 Every function takes the labels int[N], the number of clients and a seed, and returns one array of distinct
 indices int64[n_i] for each client, sorted; no index occurs twice over all clients, and no client is left
@@ -18,7 +18,7 @@ from fedless.protocol.errors import Code, LocalError
 
 Indices = NDArray[np.int64]
 Labels = NDArray[np.integer[Any]]
-KINDS = ("shards", "iid", "dirichlet")
+KINDS = ("shards", "iid", "dirichlet", "natural")
 _ATTEMPTS = 100
 
 
@@ -49,6 +49,8 @@ def divide(partition: Partition, labels: Labels, clients: int, seed: int) -> lis
         return shards(labels, clients, partition.shards_per_client, seed)
     if partition.kind == "dirichlet":
         return dirichlet(labels, clients, partition.alpha, seed)
+    if partition.kind == "natural":
+        return natural(labels, clients, seed)
     return iid(labels, clients, seed)
 
 
@@ -95,6 +97,19 @@ def iid(labels: Labels, clients: int, seed: int) -> list[Indices]:
     """A random permutation cut into `clients` parts whose sizes differ by at most one."""
     order = np.random.default_rng(seed).permutation(labels.size)
     return [np.sort(part).astype(np.int64) for part in np.array_split(order, clients)]
+
+
+def natural(labels: Labels, clients: int, seed: int) -> list[Indices]:
+    """As the data came about: `labels` say whose an example is (a writer, a speaker), and nobody's are divided.
+
+    The owners are shuffled and dealt out in turn, one or more for each client, as LEAF has one (Caldas et al. 2018).
+    Raises `LocalError(DATA_EMPTY)` if there are fewer owners than clients.
+    """
+    owners = np.random.default_rng(seed).permutation(np.unique(labels))
+    if owners.size < clients:
+        detail = f"{clients} clients need the examples of at least {clients} owners, found {owners.size}."
+        raise LocalError(Code.DATA_EMPTY, detail, fix="Use fewer clients, or name the owners in data.label.")
+    return [np.flatnonzero(np.isin(labels, owners[place::clients])) for place in range(clients)]
 
 
 def dirichlet(labels: Labels, clients: int, alpha: float, seed: int) -> list[Indices]:

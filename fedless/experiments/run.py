@@ -114,30 +114,33 @@ def _prepare(experiment: Experiment, seed: int, manifest: Manifest) -> tuple[lis
         detail = f"{experiment.function} has no model, so there is nothing to train."
         raise LocalError(Code.CONFIG_INVALID, detail)
     split = datasets.load(experiment.data, seed)
-    _check_names(manifest.model, split)
+    names = _names(manifest.model, split)
     counts = [group.count for group in experiment.groups]
     parts = divide_groups(experiment.partition, split.train[experiment.data.label], counts, seed)
+    train, test = ({name: part[name] for name in names} for part in (split.train, split.test))
     devices = [
         Device(
             client_id,
-            datasets.to_npz(datasets.take(split.train, part)),
+            datasets.to_npz(datasets.take(train, part)),
             {"warm": {"memory_mb": group.warm_mb}},
             group,
         )
         for (client_id, group), part in zip(client_ids(experiment.groups), parts, strict=True)
     ]
-    return devices, datasets.to_npz(split.test)
+    return devices, datasets.to_npz(test)
 
 
 def _described(experiment: Experiment) -> str:
     return " + ".join(f"{group.count} {group.label}" for group in experiment.groups)
 
 
-def _check_names(model: Model, split: datasets.Split) -> None:
+def _names(model: Model, split: datasets.Split) -> list[str]:
+    """The arrays that the function needs: no others leave the file."""
     wanted = [item.name for item in model.inputs] + [item.name for item in model.labels]
     if missing := [name for name in wanted if name not in split.train or name not in split.test]:
         detail = f"The function needs the arrays {', '.join(wanted)}; the data has no {', '.join(missing)}."
         raise LocalError(Code.DATA_MISSING, detail, fix="Name the arrays as the function's manifest does.")
+    return wanted
 
 
 def _on_fleet(

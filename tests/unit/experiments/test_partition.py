@@ -9,14 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedless.experiments.partition import KINDS, Partition, dirichlet, divide, iid, shards
+from fedless.experiments.partition import (
+    KINDS,
+    Partition,
+    dirichlet,
+    divide,
+    divide_groups,
+    iid,
+    natural,
+    shards,
+)
 from fedless.protocol.errors import Code, LocalError
 
 LABELS = np.random.default_rng(0).integers(0, 10, 5000)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(clients=st.integers(1, 12), count=st.integers(300, 700), seed=st.integers(0, 2**32 - 1))
+@given(clients=st.integers(1, 10), count=st.integers(300, 700), seed=st.integers(0, 2**32 - 1))
 def test_no_example_twice_and_no_client_empty(kind: str, clients: int, count: int, seed: int) -> None:
     parts = divide(Partition(kind, shards_per_client=3, alpha=5.0), LABELS[:count], clients, seed)
     together = np.concatenate(parts)
@@ -85,3 +94,17 @@ def test_too_few_examples_are_refused() -> None:
 def test_dirichlet_that_cannot_serve_everybody_says_so() -> None:
     with pytest.raises(LocalError, match="larger alpha"):
         dirichlet(LABELS[:12], 12, 0.001, seed=1)
+
+
+def test_natural_partition_divides_nobodys_examples() -> None:
+    parts = natural(LABELS, 4, seed=1)
+    owners = [set(np.unique(LABELS[part]).tolist()) for part in parts]
+    assert sorted(len(each) for each in owners) == [2, 2, 3, 3]
+    assert set().union(*owners) == set(range(10))
+    assert sum(part.size for part in parts) == LABELS.size
+
+
+def test_natural_partition_needs_an_owner_for_each_client() -> None:
+    with pytest.raises(LocalError, match="11 owners, found 10") as caught:
+        divide_groups(Partition("natural"), LABELS, [6, 5], seed=1)
+    assert caught.value.code is Code.DATA_EMPTY
