@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from aggregator import events as e
 from aggregator import strategies
+from aggregator.candidates import AtHand, Candidates
 from aggregator.completion import Completion
 from aggregator.coordinator import RecordTerms
 from aggregator.evaluation import reason
@@ -24,24 +25,20 @@ from aggregator.interfaces import ClientRecord
 from aggregator.judgement import Aim, Scored, why_stop
 from aggregator.ledger import Ledger
 from aggregator.live import PASSING
-from aggregator.masked import Choose, MaskedMode, Plan, mode_of
+from aggregator.masked import MaskedMode, Plan, mode_of
 from aggregator.means import Means
 from aggregator.members import Phase, Terms
-from aggregator.selection import SELECTIONS, WITHOUT_A_PAST
 from aggregator.selection.draw import Draw
 from aggregator.selection.uniform import uniform
-from aggregator.store import history, late, masks, measured, participation, rounds, runs
+from aggregator.store import history, masks, measured, rounds, runs
 from aggregator.store.records import ModelRecord, RunRecord, RunState
 from aggregator.tasks import TaskSettings
-from aggregator.wanted import Wanted, wanted
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.messages import Kind
 
 LOOK_AGAIN_MS = 2_000
 DISK_AGAIN_MS = 10_000
-RESTING_TOLD = 200
-"""Clients whose rest is written down for each round, at most."""
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -68,6 +65,8 @@ class Driver:
         self._completion = Completion(
             means, self._strategy, self._masked, unmask_s, self._ledger, self._task.layout
         )
+        least = 0 if self._masked is None else settings.secagg.minimum
+        self._candidates = Candidates(means, run.run_id, settings, self._strategy, self._ledger, least)
         self._setups_failed = 0
 
     async def drive(self) -> None:
@@ -112,8 +111,8 @@ class Driver:
         found = await self._enough_candidates()
         if found is None:
             return None
-        candidates, want, busy = found
-        model, number = await self._store(lambda c: self._begin(c, len(candidates)))
+        want, candidates = found.want, found.records
+        model, number = await self._store(lambda c: self._begin(c, found))
         terms = self._terms(Kind.TRAIN, number, model.version, self._settings.round.deadline_s)
         terms = replace(
             terms,
@@ -123,33 +122,20 @@ class Driver:
             vectors=self._task.rule.vectors,
             extras=tuple(self._strategy.extras(self._task.rule, self._task.max_examples).items()),
             privacy=None if self._ledger is None else (await self._ledger.noise()).sized(want.goal),
-            population=len(candidates) + busy,
+            population=len(candidates) + len(found.back_off) + found.busy,
             late=self._strategy.late,
         )
         if self._masked is not None:
             return await self._open_masked(self._masked, terms, model, candidates)
-        choose = await self._choice(terms, candidates)
+        choose = await self._candidates.choice(terms, candidates)
         chosen = choose(want.wake, self._means.random(32))
         return await self._open(terms, chosen)
-
-    async def _choice(self, terms: Terms, candidates: Sequence[ClientRecord]) -> Choose:
-        """How the task draws clients for this round."""
-        name, histories = self._settings.cohort.selection, {}
-        if name not in WITHOUT_A_PAST:
-            histories = await self._store(lambda c: participation.histories(c, terms.run_id))
-        progress = terms.model_version / self._settings.rounds
-
-        def choose(count: int, randomness: bytes) -> list[str]:
-            draw = Draw(count, randomness, terms.number, progress, histories)
-            return SELECTIONS[name](candidates, draw)
-
-        return choose
 
     async def _open_masked(
         self, mode: MaskedMode, terms: Terms, model: ModelRecord, candidates: Sequence[ClientRecord]
     ) -> int | None:
         """Prepares and opens a masked round; None if it cannot be prepared, which is tried again, and bounded."""
-        choose = await self._choice(terms, candidates)
+        choose = await self._candidates.choice(terms, candidates)
         try:
             least = self._strategy.least_cohorts if terms.kind is Kind.TRAIN else 1
             prepared = await mode.prepare(
@@ -174,7 +160,7 @@ class Driver:
 
     async def _open_evaluation(self, trained: Terms, version: int) -> int | None:
         """Opens an evaluation of a new model on a sample of devices; None if there is no device."""
-        candidates = await self._candidates()
+        candidates = await self._candidates.judges()
         if not candidates:
             return None
         count = min(self._settings.evaluation.devices, len(candidates))
@@ -220,24 +206,19 @@ class Driver:
             update_limit=self._settings.client.update_limit,
         )
 
-    async def _enough_candidates(self) -> tuple[list[ClientRecord], Wanted, int] | None:
-        """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`. Who is still at work
-        on an older model is not among them, but counted.
-        """  # noqa: D205
+    async def _enough_candidates(self) -> AtHand | None:
+        """Waits, saying so, until enough clients are eligible; ends the run after `cohort.wait_s`."""
         cohort, since, said = self._settings.cohort, self._means.clock(), ""
         while True:
-            busy = await self._store(lambda c: late.at_work(c, self._run.run_id, self._strategy.late))
-            everybody = [record for record in await self._candidates() if record.client_id not in busy]
-            candidates, spent = await self._affordable(everybody)
-            want = self._wanted(len(candidates), len(busy))
-            if len(candidates) >= want.at_hand:
+            found = await self._candidates.at_hand()
+            if found.enough:
                 if said:
                     await self._say("")
-                return candidates, want, len(busy)
-            if spent and len(everybody) >= self._wanted(len(everybody), len(busy)).at_hand:
-                await self._end(RunState.FINISHED, spent)
+                return found
+            if found.spent:
+                await self._end(RunState.FINISHED, found.spent)
                 return None
-            now = f"{len(candidates)} clients eligible, at least {want.at_hand} needed"
+            now = f"{len(found.records)} clients eligible, at least {found.want.at_hand} needed"
             if await self._store(lambda c: runs.state(c, self._run.run_id)) is not RunState.RUNNING:
                 return None
             if self._means.clock() - since >= 1000 * cohort.wait_s:
@@ -248,36 +229,16 @@ class Driver:
                 said = now
             await self._means.sleep(LOOK_AGAIN_MS)
 
-    def _begin(self, connection: Connection, eligible: int) -> tuple[ModelRecord, int]:
+    def _begin(self, connection: Connection, found: AtHand) -> tuple[ModelRecord, int]:
         """What the next round starts from, and its number; who rests now is written down, for `fedless why`."""
         run_id, now = self._run.run_id, self._means.clock()
         model, number = runs.newest_model(connection, run_id), rounds.next_number(connection, run_id)
-        resting = measured.resting(connection, now)
-        told: dict[str, Any] = {
-            "number": number,
-            "eligible": eligible,
-            "resting": len(resting),
-            "selection": self._settings.cohort.selection,
-            "who_rests": dict(sorted(resting.items())[:RESTING_TOLD]),
-        }
-        history.note(connection, run_id, "clients_considered", now, **told)
+        told = found.told(measured.resting(connection, now))
+        selection = self._settings.cohort.selection
+        history.note(
+            connection, run_id, "clients_considered", now, number=number, selection=selection, **told
+        )
         return model, number
-
-    def _wanted(self, eligible: int, busy: int) -> Wanted:
-        least = 0 if self._masked is None else self._settings.secagg.minimum
-        return wanted(self._settings.cohort, self._strategy, eligible, busy, least)
-
-    async def _affordable(self, candidates: list[ClientRecord]) -> tuple[list[ClientRecord], str]:
-        """Who may take part in one more round as far as privacy goes, and why not all."""
-        if self._ledger is None:
-            return candidates, ""
-        allowed = await self._ledger.allowed(candidates)
-        return list(allowed.records), allowed.why
-
-    async def _candidates(self) -> list[ClientRecord]:
-        now, admits = self._means.clock(), self._settings.cohort.admits
-        clients = await self._means.fleet.eligible()
-        return [record for record in clients if record.not_before_ms <= now and admits(record.labels)]
 
     # -- completing
 

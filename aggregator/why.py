@@ -316,7 +316,8 @@ def _skipped(client_id: str, pass_: Pass, happenings: Sequence[Happening], prese
         return f'It was skipped: it had said "not before {left} from then, because {reason}".'
     backed_off = considered.fields.get("who_backs_off", {}).get(client_id)
     if backed_off:
-        return f"It was skipped: after failures it rests for {backed_off} rounds more."
+        rounds = "1 round" if backed_off == 1 else f"{backed_off} rounds"
+        return f"It was skipped: it missed rounds in a row, so after failures it rests for {rounds} more."
     eligible, chosen = considered.fields.get("eligible", 0), len(pass_.parts)
     how = considered.fields.get("selection", "")
     return (

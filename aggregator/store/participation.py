@@ -6,10 +6,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from aggregator.members import Loss, Stage
+from aggregator.members import Loss, Phase, Stage
+from aggregator.selection.back_off import Missed
 from aggregator.selection.draw import RECENT, History, Past
 from aggregator.store.schema import cohort, rounds
+from fedless.protocol.errors import Code
 from fedless.protocol.messages import Kind
+
+LOOKED_AT = 40
+"""Training rounds in which failures in a row are looked for: more than the longest rest."""
+ABSENT = (Loss.NEVER_CHECKED_IN.value, Loss.NEVER_REPORTED.value)
+NO_FAILURE = (Loss.COHORT_ABANDONED.value, Code.NOT_NOW.value)
 
 
 def histories(connection: Connection, run_id: str) -> dict[str, History]:
@@ -31,6 +38,45 @@ def histories(connection: Connection, run_id: str) -> dict[str, History]:
         before = found.get(row.client_id, History(row.times))
         found[row.client_id] = History(row.times, (*before.recent, _past(row)))
     return found
+
+
+def missed(connection: Connection, run_id: str) -> dict[str, Missed]:
+    """How many of a run's last training rounds each client missed in a row, by its id; 0 is left out.
+
+    Not counted: being absent from a round that was abandoned, which says nothing against its clients; a report that
+    a round had enough without; and "not now".
+    """
+    mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.TRAIN.value)
+    newest = connection.scalar(select(func.max(rounds.c.number)).where(mine)) or 0
+    settled = cohort.c.stage.in_([Stage.REPORTED.value, Stage.LOST.value])
+    query = (
+        select(
+            cohort.c.client_id,
+            cohort.c.stage,
+            cohort.c.loss,
+            cohort.c.checked_in_at_ms,
+            rounds.c.number,
+            rounds.c.phase,
+        )
+        .join(rounds)
+        .where(mine, rounds.c.number > newest - LOOKED_AT, settled)
+        .order_by(rounds.c.number.desc())
+    )
+    found: dict[str, Missed] = {}
+    over: set[str] = set()
+    for row in connection.execute(query):
+        if row.stage == Stage.REPORTED:
+            over.add(row.client_id)
+        elif row.client_id not in over and _failed(row):
+            before = found.get(row.client_id, Missed(0, row.number))
+            found[row.client_id] = Missed(before.times + 1, before.last)
+    return found
+
+
+def _failed(row: Row[*tuple[Any, ...]]) -> bool:
+    if row.loss in NO_FAILURE or (row.loss == Loss.SURPLUS and row.checked_in_at_ms):
+        return False
+    return not (row.phase == Phase.ABANDONED and row.loss in ABSENT)
 
 
 def _past(row: Row[Any]) -> Past:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from aggregator import stories
+from aggregator.selection import SELECTIONS
 from aggregator.selection.draw import History, Past
 from aggregator.store import participation
-from tests.simulation.world import World, task
+from tests.simulation.world import World, metrics, task
 
 
 def looking_back(name: str, **keys: Any) -> str:
@@ -105,4 +107,57 @@ async def test_only_clients_with_the_tasks_labels_take_part(tmp_path: Path) -> N
     for client_id in cohort:
         await world.report(client_id)
     await world.ended(run_id)
+    await world.close()
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+async def test_a_client_that_fails_again_and_again_is_asked_less_and_less(tmp_path: Path, name: str) -> None:
+    """Everybody is wanted in each round; the broken one rests after its second failure in a row, then for longer."""
+    world, asked = World(tmp_path, count=3), (1, 2, 4)
+    everybody = looking_back(name, rounds=5, size=3, minimum=2, over_selection=1.0)
+    run_id = await world.start(everybody.replace("size = 3", "fraction = 1.0"))
+    for number in range(1, 6):
+        if number in asked:
+            ticket = await world.ticket("client-2", 1 + asked.index(number))
+            await world.coordinator.put_metrics("client-2", metrics(ticket.round_id, "data_missing"))
+        for client in range(2):
+            await world.report(f"client-{client}", number)
+        info = await world.phase(run_id, "committed", number)
+        assert info.selected == (3 if number in asked else 2)
+        if number == 3:
+            await world.restart()
+    await world.ended(run_id)
+    story = await stories.tell(world.database, stories.Asked(run_id, 0, "client-2"), world.clock())
+    assert "after failures it rests for 2 rounds more" in story.lines[4]
+    await world.close()
+
+
+async def test_who_is_broken_is_asked_all_the_same_where_the_others_are_too_few(tmp_path: Path) -> None:
+    world = World(tmp_path, count=3)
+    run_id = await world.start(task(rounds=4, size=3, minimum=2, over_selection=1.0))
+    for number in range(1, 5):
+        ticket = await world.ticket("client-2", number)
+        await world.coordinator.put_metrics("client-2", metrics(ticket.round_id, "data_missing"))
+        for client in range(2):
+            await world.report(f"client-{client}", number)
+        await world.phase(run_id, "committed", number)
+    await world.ended(run_id)
+    await world.close()
+
+
+async def test_who_was_absent_from_rounds_that_were_abandoned_does_not_rest(tmp_path: Path) -> None:
+    """A broker that was away for two rounds is nobody's failure: the third one asks everybody."""
+    world = World(tmp_path, count=4)
+    everybody = task(rounds=1, size=4, minimum=3, over_selection=1.0).replace("size = 4", "fraction = 1.0")
+    run_id = await world.start(everybody.replace("abandon_limit = 2", "abandon_limit = 3"))
+    for number in (1, 2):
+        await world.ticket("client-0", number)
+        await world.report("client-0", number)
+        await world.asleep()
+        world.clock.advance(1_000_000)
+        await world.phase(run_id, "abandoned", number)
+    for client in range(4):
+        await world.report(f"client-{client}", 3)
+    info = await world.ended(run_id)
+    assert info.rounds[-1].reported == 4
     await world.close()
