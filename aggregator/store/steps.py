@@ -94,7 +94,8 @@ def _note(connection: Connection, round_: Round, event: e.Event, now: int) -> No
     fields: dict[str, object] = {"phase": round_.phase.value}
     match event:
         case e.CohortSelected(nonces):
-            fields["clients"] = len(nonces)
+            terms = round_.terms
+            fields |= {"clients": len(nonces), "kind": terms.kind.name.lower(), "number": terms.number}
         case e.ReportAnnounced(_, header) if not round_.terms.is_masked:
             fields["examples"] = header.examples
         case e.ReportSpoiled(_, code) | e.HeadRefused(_, code):

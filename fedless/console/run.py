@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedless.protocol.messages import Mode
 app = typer.Typer(no_args_is_help=True)
 PUBLISHER_KEY = Path("publisher") / "publisher.key"
 GOING_ON = ("running", "paused")
+LATE_S, LOOK_AGAIN_S = 5.0, 0.5
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 
 
@@ -192,6 +194,7 @@ def _read(path: Path, key: str) -> bytes:
 def _follow(operator: link.Link, run_id: str, sinks: Sequence[Sink] = ()) -> None:
     """Prints a line for each round that ends; ends with the run, and says how that ended."""
     told: set[int] = set()
+    after = 0
     with Progress() as progress:
         info = operator.run(run_id)
         going_on = info.state in GOING_ON
@@ -199,18 +202,31 @@ def _follow(operator: link.Link, run_id: str, sinks: Sequence[Sink] = ()) -> Non
             _tell(progress, info, told)
         if going_on or sinks:
             for event in operator.watch(run_id):
+                after = event.sequence
                 for sink in sinks:
                     sink.heard(event)
                 if going_on and not event.client_id:  # the run's or a round's own event, not one of a client
                     _tell(progress, operator.run(run_id), told, sinks)
         info = operator.run(run_id)
         _tell(progress, info, told, sinks)
+    _stragglers(operator, run_id, after, sinks)
     for sink in sinks:
         sink.close(info)
     for line in _described(info):
         typer.echo(line)
     if info.state != "finished":
         raise typer.Exit(1)
+
+
+def _stragglers(operator: link.Link, run_id: str, after: int, sinks: Sequence[Sink]) -> None:
+    """What devices tell of the last rounds when the run has ended already; waits `LATE_S` at most."""
+    until = time.monotonic() + LATE_S
+    while any(sink.waits for sink in sinks) and time.monotonic() < until:
+        time.sleep(LOOK_AGAIN_S)
+        for event in operator.watch(run_id, after):
+            after = event.sequence
+            for sink in sinks:
+                sink.heard(event)
 
 
 def _tell(progress: Progress, info: link.RunInfo, told: set[int], sinks: Sequence[Sink] = ()) -> None:

@@ -17,6 +17,11 @@ from fedless.protocol.errors import Code, LocalError
 class Sink(Protocol):
     """Hears each event once, in order, then each round once when it has ended; `close` at the end."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether a device has yet to tell something that belongs to what has ended."""
+        ...
+
     def heard(self, event: RunEvent) -> None:
         """An event of the run."""
         ...
@@ -38,6 +43,8 @@ def needs(module: str, extra: str) -> None:
 
 class TensorBoard:
     """Event files in `folder`/RUN: metrics, times of phases, bytes and reports by round."""
+
+    waits = False
 
     def __init__(self, folder: Path, run_id: str) -> None:
         needs("tensorboardX", "tensorboard")
@@ -63,6 +70,8 @@ class TensorBoard:
 
 class MLflow:
     """A run of MLflow in the tracking store at `uri`, a folder or an address; its experiment is the task."""
+
+    waits = False
 
     def __init__(self, uri: str, run: RunInfo) -> None:
         needs("mlflow", "mlflow")

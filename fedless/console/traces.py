@@ -1,62 +1,44 @@
-"""A trace for each round, over OTLP: the aggregator's phases, each client in it, and the parts that its device timed.
+"""A trace for each round over OTLP, made on the workstation that watches (`spans`).
 
-Made on the workstation that watches, of events that are recorded anyway (decision 39). Parents:
-
-    round > phase (opening to commit; the evaluation)
-    round > client > wake                (from the round's opening until the device had the wake-up)
-                   > invocation > queue, start, import, connect, check_in, download, agree, run, mask, report
-                                             run > instance_data, instance_load, instance_train
-
-Moments are of the aggregator's clock: a device tells how long each part took, and the aggregator when it checked in.
+A round is sent when it has ended, an evaluation on devices too; what a device tells later is sent when it comes, with
+the same parents: ids are derived (`fedless.protocol.trace`), and each span of a round is sent once.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedless.console.link import RoundInfo, RunEvent, RunInfo
 from fedless.console.sinks import figures, needs
-from fedless.protocol import trace
+from fedless.console.spans import Pass, Spans, fields_of, of_training, parts
 from fedless.protocol.errors import Code, LocalError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-AGGREGATOR, DEVICE = "fedless-aggregator", "fedless-device"
-NS_PER_MS = 1_000_000
-ORDER = ("queue", "start", "import", "connect", "check_in", "download", "agree", "run", "mask", "report")
-"""The parts that a device tells of an invocation, one after another."""
-BEFORE = ORDER[:5]
-"""Those up to the check-in, whose moment the aggregator knows."""
-INSIDE = ("instance_data", "instance_load", "instance_train")
-"""What the instance tells of its run, whose end they reach."""
+OVER = ("committed", "abandoned")
+KEPT = 32
+"""Rounds whose clients may still tell something; of older ones nothing more is waited for."""
 
 
 @dataclass
-class Part:
-    """One client's part in a round: check-in and end (Unix ms; 0: none), what its device told (ms), what came of it."""
+class _Heard:
+    """One round: its events so far, what it is (None: it goes on), and the places of the spans that were sent."""
 
-    checked_in: int = 0
-    end: int = 0
-    told: Mapping[str, float] = field(default_factory=dict)
-    start: str = ""
-    outcome: str = ""
+    events: list[RunEvent] = field(default_factory=list)
+    whole: Pass | None = None
+    evaluation: Pass | None = None
+    sent: set[str] = field(default_factory=set)
 
     @property
-    def received(self) -> float:
-        """When the device had the wake-up (Unix ms)."""
-        return self.checked_in - sum(self.told.get(name, 0.0) for name in BEFORE)
+    def waits(self) -> bool:
+        """Whether a client checked in and has told nothing of its invocation."""
+        return any(not part.told for part in parts(self.events).values() if part.came)
 
 
 class Traces:
-    """Sends each round to `endpoint` (OTLP over HTTP).
-
-    Ids are derived (`fedless.protocol.trace`): a round that is sent again is the same trace.
-    """
+    """Sends each round to `endpoint` (OTLP over HTTP)."""
 
     def __init__(self, endpoint: str, run: RunInfo, exporter: SpanExporter | None = None) -> None:
         """`exporter`: where spans go instead."""
@@ -66,133 +48,72 @@ class Traces:
         where = f"{endpoint.rstrip('/')}/v1/traces"
         self._exporter: SpanExporter = exporter or OTLPSpanExporter(endpoint=where, timeout=10)
         self._run_id = run.run_id
-        self._events: dict[int, list[RunEvent]] = {}
+        self._rounds: dict[int, _Heard] = {}
+        self._opened: dict[int, tuple[int, int]] = {}
+        self._newest: dict[int, int] = {}
+
+    @property
+    def waits(self) -> bool:
+        """Whether a device has yet to tell of an invocation in a round that has ended."""
+        return any(heard.waits for heard in self._rounds.values() if heard.whole is not None)
 
     def heard(self, event: RunEvent) -> None:
-        """Kept until its round ends."""
-        if event.round_id:
-            self._events.setdefault(event.round_id, []).append(event)
+        """Kept with its round; sends an evaluation that has ended, and what comes late to a round that was sent."""
+        if not event.round_id:
+            return
+        heard = self._rounds.setdefault(event.round_id, _Heard())
+        heard.events.append(event)
+        told = fields_of(event)
+        if event.event == "cohort_selected" and told.get("kind"):
+            self._opens(event, str(told["kind"]), int(told["number"]))
+        elif heard.whole is not None:
+            self._send(heard, final=False)
+        elif event.round_id in self._opened and told.get("phase") in OVER:
+            self._judged(event, heard, str(told["phase"]))
 
     def ended(self, run: RunInfo, round_: RoundInfo) -> None:
         """Sends the round's trace. Raises `LocalError(PLATFORM_UNREACHABLE)` if nobody takes it."""
         del run
-        events = self._events.get(round_.round_id, [])
-        for old in [round_id for round_id in self._events if round_id <= round_.round_id]:
-            del self._events[old]  # with those of evaluations between
-        spans = list(_Round(self._run_id, round_).spans(events))
-        from opentelemetry.sdk.trace.export import SpanExportResult
-
-        if self._exporter.export(spans) is not SpanExportResult.SUCCESS:
-            raise LocalError(Code.PLATFORM_UNREACHABLE, "The traces' collector did not take the round.")
+        heard = self._rounds.setdefault(round_.round_id, _Heard())
+        heard.whole = of_training(round_, figures(round_))
+        self._send(heard, final=False)
+        for old in sorted(number for number, each in self._rounds.items() if each.whole)[:-KEPT]:
+            self._send(self._rounds.pop(old), final=True)
 
     def close(self, run: RunInfo) -> None:
-        """Ends the connection."""
+        """Sends what was waited for in vain, and ends the connection."""
         del run
-        self._exporter.shutdown()
+        try:
+            for heard in self._rounds.values():
+                self._send(heard, final=True)
+        finally:
+            self._exporter.shutdown()
 
+    def _opens(self, event: RunEvent, kind: str, number: int) -> None:
+        if kind == "evaluate":
+            self._opened[event.round_id] = (number, event.at_ms)
+        else:
+            self._newest[number] = event.round_id
 
-class _Round:
-    """The spans of one round."""
+    def _judged(self, event: RunEvent, heard: _Heard, state: str) -> None:
+        """An evaluation has ended; its figures are the round's whose model it judged."""
+        number, opened_at_ms = self._opened.pop(event.round_id)
+        judges = self._newest.get(number, 0)
+        values = {"fedless.round": number, "fedless.state": state}
+        heard.whole = Pass(event.round_id, number, opened_at_ms, event.at_ms, values, judges=judges)
+        if judges in self._rounds:
+            self._rounds[judges].evaluation = heard.whole
+        self._send(heard, final=False)
 
-    def __init__(self, run_id: str, round_: RoundInfo) -> None:
-        self._run_id = run_id
-        self._round = round_
-
-    def spans(self, events: Sequence[RunEvent]) -> Iterator[Any]:
-        """Parents before their children."""
-        whole = self._round
-        values = {"fedless.round": whole.number, "fedless.mode": whole.mode, "fedless.state": whole.state}
-        yield self._span(
-            "", "round", whole.opened_at_ms, whole.ended_at_ms, values | figures(whole), parent=None
-        )
-        for name, begun, end in phases(whole, events):
-            yield self._span(f"phase/{name}", f"phase.{name}", begun, end, {})
-        for client, part in parts(events).items():
-            yield from self._client(client, part)
-
-    def _client(self, client: str, part: Part) -> Iterator[Any]:
-        named = {"fedless.client": client, "fedless.outcome": part.outcome}
-        opened, until = self._round.opened_at_ms, part.end or self._round.ended_at_ms
-        yield self._span(client, "client", opened, until, named)
-        yield self._span(f"{client}/wake", "wake", opened, part.received, named, parent=client)
-        if not part.told:
+    def _send(self, heard: _Heard, *, final: bool) -> None:
+        if heard.whole is None:
             return
-        at, of, own = part.received, f"{client}/invocation", named | {"fedless.start": part.start}
-        total = part.told.get("total", sum(part.told.get(name, 0.0) for name in ORDER))
-        yield self._span(of, "invocation", at, at + total, own, parent=client, device=client)
-        for name in ORDER:
-            if name in part.told:
-                place, end = f"{client}/{name}", at + part.told[name]
-                yield self._span(place, name, at, end, own, parent=of, device=client)
-                if name == "run":
-                    yield from self._instance(client, part, end, own)
-                at = end
+        found = Spans(self._run_id, heard.whole, heard.evaluation).all(heard.events, final=final)
+        new = {place: span for place, span in found if place not in heard.sent}
+        if not new:
+            return
+        from opentelemetry.sdk.trace.export import SpanExportResult
 
-    def _instance(self, client: str, part: Part, end: float, named: Mapping[str, Any]) -> Iterator[Any]:
-        at = end - sum(part.told.get(name, 0.0) for name in INSIDE)
-        for name in INSIDE:
-            if name in part.told:
-                place, until = f"{client}/{name}", at + part.told[name]
-                yield self._span(place, name, at, until, named, parent=f"{client}/run", device=client)
-                at = until
-
-    def _span(
-        self, place: str, name: str, begun_ms: float, end_ms: float, values: Mapping[str, Any],
-        parent: str | None = "", device: str = "",
-    ) -> Any:  # fmt: skip # noqa: ANN401 - OpenTelemetry's span
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanKind
-
-        service = DEVICE if device else AGGREGATOR
-        who = {"service.name": service, "service.instance.id": device or self._run_id}
-        return ReadableSpan(
-            name=f"fedless.{name}", context=self._context(place),
-            parent=None if parent is None else self._context(parent),
-            resource=Resource({**who, "fedless.run": self._run_id}), attributes=dict(values),
-            kind=SpanKind.INTERNAL, start_time=round(begun_ms * NS_PER_MS),
-            end_time=round(max(begun_ms, end_ms) * NS_PER_MS),
-        )  # fmt: skip
-
-    def _context(self, place: str) -> Any:  # noqa: ANN401 - OpenTelemetry's context
-        from opentelemetry.trace import SpanContext, TraceFlags
-
-        of = (self._run_id, self._round.round_id)
-        return SpanContext(
-            int.from_bytes(trace.trace_id(*of)), int.from_bytes(trace.span_id(*of, place)), is_remote=False,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED),
-        )  # fmt: skip
-
-
-def phases(round_: RoundInfo, events: Sequence[RunEvent]) -> Iterator[tuple[str, float, float]]:
-    """The round's phases as its own events tell them: name, begin, end (Unix ms); behind it the evaluation, if any."""
-    begun: list[tuple[str, float]] = [("collecting", round_.opened_at_ms)]
-    for event in events:
-        phase = json.loads(event.json or "{}").get("phase")
-        if isinstance(phase, str) and phase != begun[-1][0]:
-            begun.append((phase, event.at_ms))
-    begun.append(("", round_.ended_at_ms))
-    for (name, at), (_, end) in pairwise(begun):
-        if name not in {"committed", "abandoned"}:
-            yield name, at, end
-    if "evaluate" in round_.phases_ms:
-        yield "evaluate", round_.ended_at_ms, round_.ended_at_ms + round_.phases_ms["evaluate"]
-
-
-def parts(events: Sequence[RunEvent]) -> dict[str, Part]:
-    """Each client's part, by its id."""
-    found: dict[str, Part] = {}
-    for event in events:
-        if not event.client_id:
-            continue
-        part, fields = found.setdefault(event.client_id, Part(event.at_ms)), json.loads(event.json or "{}")
-        if event.event == "client_checked_in":
-            part.checked_in = event.at_ms
-        elif event.event == "report_arrived":
-            part.end, part.outcome = event.at_ms, "reported"
-        elif event.event == "client_gave_up":
-            part.end, part.outcome = event.at_ms, str(fields.get("reason", ""))
-        elif event.event == "invocation_measured":
-            part.told = {str(name): float(ms) for name, ms in fields.get("timings_ms", {}).items()}
-            part.start = str(fields.get("start", ""))
-    return found
+        if self._exporter.export(list(new.values())) is not SpanExportResult.SUCCESS:
+            raise LocalError(Code.PLATFORM_UNREACHABLE, "The traces' collector did not take the round.")
+        heard.sent |= set(new)
