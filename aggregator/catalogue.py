@@ -18,13 +18,18 @@ from aggregator.store.channels import Promotion
 from aggregator.store.engine import Database
 from aggregator.store.schema import models, rounds
 from aggregator.tasks import parse
+from fedless.protocol import wire
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.layout import Range
 from fedless.protocol.messages import ID
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One version of a run's model; `number` of the round that made it (0: the initial weights)."""
+    """One version of a run's model; `number` of the round that made it (0: the initial weights).
+
+    `personal`: the elements that are each device's own; the fleet has the initial ones.
+    """
 
     run_id: str
     version: int
@@ -35,6 +40,7 @@ class ModelInfo:
     metrics: Mapping[str, float]
     channels: Sequence[str]
     is_best: bool
+    personal: Sequence[Range] = ()
 
 
 class Catalogue:
@@ -108,6 +114,7 @@ def aim_of(settings_toml: str) -> Aim:
 
 def _models(connection: Connection, run_id: str) -> list[ModelInfo]:
     record = runs.load(connection, run_id)
+    personal = wire.task_from_bytes(record.task).personal
     top = best(scores(connection, run_id), aim_of(record.settings))
     serving: dict[int, list[str]] = {}
     for step in channels.current(connection):
@@ -123,7 +130,7 @@ def _models(connection: Connection, run_id: str) -> list[ModelInfo]:
         ModelInfo(
             run_id=run_id, version=row.version, digest=row.digest, bundle_digest=record.bundle_digest,
             number=row.number or 0, created_at_ms=row.created_at_ms, metrics=row.metrics or {},
-            channels=serving.get(row.version, ()), is_best=top is not None and row.version == top[0],
+            channels=serving.get(row.version, ()), is_best=top is not None and row.version == top[0], personal=personal,
         )
         for row in connection.execute(query)
     ]  # fmt: skip

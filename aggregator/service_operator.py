@@ -285,6 +285,7 @@ def _model_to_pb(info: ModelInfo) -> pb.ModelInfo:
         metrics=info.metrics,
         channels=info.channels,
         best=info.is_best,
+        personal=[number for each in info.personal for number in each],
     )
 
 

@@ -28,17 +28,21 @@ def job(
 ) -> Job:
     """What the instance is given. Raises `LocalError`: UNKNOWN_BLOB (no model to infer from), DATA_MISSING.
 
-    `here`: the answer stays on this device, so an inference uses this device's personal parameters, if it has any for
-    the newest model. What is sent to the fleet would tell of them.
+    `here`: the answer stays on this device, so an inference, or a function's own entry, uses this device's personal
+    parameters, if it has any for the newest model. What is sent to the fleet would tell of them.
     """
     manifest = unpacked.manifest
     memory_mb = config.memory_mb(manifest)
     own = manifest.entry != BUILTIN_ENTRY
-    head = heads.Heads(starts.state / heads.FOLDER, 0).served(unpacked.digest) if here and not own else None
+    personal = heads.Heads(starts.state / heads.FOLDER, config.limits.heads_mb << 20)
+    head = personal.served(unpacked.digest) if here and not own else None
+    model = _model(unpacked, starts, needed=not own)
+    if here and own and model:
+        model = str((personal.completed(unpacked.digest, Path(model)) or Path(model)).absolute())
     return Job(
         kind=JobKind.INVOKE if own else JobKind.INFER,
         function_dir=str(unpacked.directory.absolute()),
-        parameters=_model(unpacked, starts, needed=not own),
+        parameters=model,
         data={name: source.path for name, source in config.sources(manifest).items()} if own else {},
         threads=config.limits.threads,
         memory_mb=memory_mb,

@@ -4,7 +4,8 @@ A round's new head is on the disk before its report is stored, and is what the n
 the report was in time: it was trained on this device's own data, and nobody else's sum hangs on it (unlike a control
 variate's, `controls`). The one before stays until then, so that a round that is done again after a power cut begins
 where it began. `DIR/heads/<bundle>.run` says whose head completes the newest model of a bundle, for local inference.
-A file is `partial.to_bytes`.
+A file is `partial.to_bytes`. For functions with an entry of their own, which read a whole model, `completed` keeps
+`<run>.<round>.<model>.whole`: the model with the head in its place, made again when it is not there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ RUNS_KEPT = 4
 KEPT = 2
 """Of one run: the newest, and the one that it was made from."""
 _HEAD_MAX = 1 << 16
+WHOLES_KEPT = 2
+"""Completed models: the newest, and the one that a call may be about to open."""
 
 
 class Heads:
@@ -92,6 +95,49 @@ class Heads:
             return (file, layout) if layout is not None and of == bundle else None
         return None
 
+    def completed(self, bundle: str, model: Path) -> Path | None:
+        """A file of raw float32[P]: the fleet's `model` with this device's head; None where it has none for it.
+
+        Raises `LocalError`: DISK_FULL, or STATE_CORRUPT where the model is of another size.
+        """
+        found = self.served(bundle)
+        if found is None:
+            return None
+        head, layout = found
+        size = 4 * layout.parameters
+        if model.stat().st_size != size:
+            raise LocalError(
+                Code.STATE_CORRUPT, f"{model.name[:16]} is not of the model that the head completes."
+            )
+        whole = self._folder / f"{head.stem}.{model.name[:16]}.whole"
+        if not whole.is_file():
+            self._check_whole(size)
+            data = bytearray(model.read_bytes())
+            partial.put_in(data, layout, head.read_bytes())
+            with self._explained():
+                self._forget_wholes(WHOLES_KEPT - 1, size)
+                write_whole(whole, data)
+        return whole
+
+    def _check_whole(self, size: int) -> None:
+        used = sum(file.stat().st_size for file in self._folder.glob("*.head"))
+        if used + size > self._limit:
+            raise LocalError(
+                Code.DISK_FULL,
+                f"The model with this device's part takes {size / 2**20:.1f} MB beside {used / 2**20:.1f} MB of parts; "
+                f"{self._limit >> 20} MB are allowed here.",
+                fix="Raise heads_mb of [limits] in edge.toml.",
+            )
+
+    def _forget_wholes(self, kept: int, size: int) -> None:
+        """All completed models but so many, and those that would leave no room for `size` bytes more."""
+        newest_first = sorted(
+            self._folder.glob("*.whole"), key=lambda file: file.stat().st_mtime, reverse=True
+        )
+        for at, file in enumerate(newest_first):
+            if at >= kept or self._used() + size > self._limit:
+                file.unlink(missing_ok=True)
+
     def erase(self) -> None:
         """This device is no client of the fleet any more: all of them go, and that is durable."""
         if not self._folder.is_dir():
@@ -109,9 +155,10 @@ class Heads:
             raise LocalError(Code.DISK_FULL, detail, fix="Free some space.") from error
 
     def _make_room(self, run_id: str, round_id: int, size: int) -> None:
-        """Forget what the new file makes needless: older ones of its run, the oldest other runs."""
+        """Forget what the new file makes needless: older ones of its run, completed models, the oldest other runs."""
         for old in sorted(self._rounds(run_id) - {round_id})[: -(KEPT - 1)]:
             self._file(run_id, old).unlink(missing_ok=True)
+        self._forget_wholes(WHOLES_KEPT, size)
         others: dict[str, float] = {}
         for file in self._folder.glob("*.head"):
             name = file.name.split(".")[0]
@@ -123,7 +170,9 @@ class Heads:
                 file.unlink(missing_ok=True)
 
     def _used(self) -> int:
-        return sum(file.stat().st_size for file in self._folder.glob("*.head"))
+        return sum(
+            file.stat().st_size for kind in ("head", "whole") for file in self._folder.glob(f"*.{kind}")
+        )
 
     def _rounds(self, run_id: str) -> set[int]:
         return {int(file.name.split(".")[1]) for file in self._folder.glob(f"{run_id}.*.head")}

@@ -57,6 +57,17 @@ def with_head(vector: Vector, layout: Layout, head: Vector) -> Vector:
     return whole
 
 
+def put_in(model: bytearray, layout: Layout, data: bytes) -> None:
+    """The personal elements of `to_bytes`' data into raw float32[P]. Raises `LocalError(STATE_CORRUPT)`."""
+    _, of, head = from_bytes(data)
+    if of != layout:
+        raise LocalError(Code.STATE_CORRUPT, "These personal parameters are of another task.")
+    start, numbers = 0, np.ascontiguousarray(head, "<f4")
+    for at, size in layout.personal:
+        model[4 * at : 4 * (at + size)] = numbers[start : start + size].tobytes()
+        start += size
+
+
 class Alternating(LocalOptimizer):
     """First `first` steps of the personal elements with the shared ones held, then the shared ones with these held.
 

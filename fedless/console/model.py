@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
@@ -24,6 +24,7 @@ FORMATS = {".f32": "raw", ".npz": "npz", ".tflite": "tflite", ".keras": "keras"}
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 Version = Annotated[int | None, typer.Option("--version", min=0, help="This version.")]
 Best = Annotated[bool, typer.Option("--best", help="The best by the task's metric (evaluation.best).")]
+InitialHead = typer.Option("--initial-head", help="With the untrained part of a personalised run's model.")
 Channel = Annotated[str, typer.Option("--channel", "-c", help="A channel's name.")]
 
 
@@ -57,11 +58,13 @@ def show(
     """Show one version: the newest, or the one that is named."""
     with link.open_link(link.find_fleet(fleet)) as operator:
         chosen = choose(operator.models(run), version, best=best)
+        personal = _personal(operator, chosen)
     for name, value in (
         ("run", chosen.run_id), ("version", f"{chosen.version}{' (best)' if chosen.best else ''}"),
         ("round", str(chosen.round or "-")), ("made", f"{moment(chosen.created_at_ms)} UTC"),
         ("metrics", _metrics(chosen)), ("channels", ", ".join(chosen.channels) or "-"),
         ("model", chosen.digest.hex()), ("bundle", chosen.bundle_digest.hex()),
+        *([("personal", f"{personal}; each device has its own, here is the initial one")] if personal else []),
     ):  # fmt: skip
         typer.echo(f"{name:<9}{value}")
 
@@ -121,9 +124,12 @@ def export(
         Path | None,
         typer.Option(metavar="MODEL.keras", help="For .keras: the model that the function was built of."),
     ] = None,
+    initial_head: Annotated[bool, InitialHead] = False,  # noqa: FBT002 - a flag
     fleet: FleetOption = None,
 ) -> None:
     """Write a model as a file: the newest, or --version, --best or --channel.
+
+    The fleet has no device's personal part: of a run with [personalise] it takes --initial-head.
 
     .tflite: `infer` with the weights inside; .keras: with --like; .npz: an array for each tensor; anything else: raw
     float32, little-endian, in the order of the function's tensors. The first two need fedless[authoring].
@@ -136,11 +142,16 @@ def export(
         if channel:
             run, version = _served(operator, channel)
         chosen = choose(operator.models(run), version, best=best)
+        personal = _personal(operator, chosen)
+        if personal and not initial_head:
+            _refuse_personal(run, personal)
         weights = np.frombuffer(_fetch(operator, chosen.digest), "<f4")
         bundle = _fetch(operator, chosen.bundle_digest) if kind != "raw" else b""
     with _writing(out) as draft:
         _write(kind, weights, bundle, like, draft)
     typer.echo(f"wrote {out}: version {chosen.version}, {len(weights)} parameters")
+    if personal:
+        typer.echo(f"{personal} have the initial values: every device trains its own.", err=True)
 
 
 def choose(found: list[link.ModelInfo], version: int | None, *, best: bool) -> link.ModelInfo:
@@ -154,6 +165,25 @@ def choose(found: list[link.ModelInfo], version: int | None, *, best: bool) -> l
             Code.UNKNOWN_BLOB, f"Run {found[-1].run_id} has {what}.", fix="See `fedless model list RUN`."
         )
     return chosen[0]
+
+
+def _personal(operator: link.Link, chosen: link.ModelInfo) -> str:
+    """The tensors that are each device's own, in words; empty where all of the model is shared."""
+    numbers = list(chosen.personal)
+    own = list(zip(numbers[::2], numbers[1::2], strict=True))
+    if not own:
+        return ""
+    model = _described(_fetch(operator, chosen.bundle_digest))[0]
+    names = [t.name for t in model.tensors if any(low <= t.offset < low + size for low, size in own)]
+    return f"{', '.join(names)} ({sum(size for _, size in own)} of {model.parameters} parameters)"
+
+
+def _refuse_personal(run: str, personal: str) -> NoReturn:
+    raise LocalError(
+        Code.CONFIG_INVALID,
+        f"The fleet has no trained {personal} of {run}: every device keeps its own.",
+        fix="To have the model with that part as a device begins: --initial-head. Devices use theirs by themselves.",
+    )
 
 
 def _served(operator: link.Link, channel: str) -> tuple[str, int]:
@@ -178,10 +208,7 @@ def _write(kind: str, weights: np.ndarray, bundle: bytes, like: Path | None, dra
         return
     from fedless.authoring import export as files
 
-    packed = bundle_format.unpack(bundle_format.read_header(bundle).archive)
-    described = manifest.parse_bytes(packed[manifest.MANIFEST_FILE]).model
-    if described is None:
-        raise PeerError(Code.MANIFEST_INVALID, "The run's function has no model.")
+    described, packed = _described(bundle)
     if kind == "npz":
         files.npz(described, weights, draft)
     elif kind == "tflite":
@@ -194,6 +221,15 @@ def _write(kind: str, weights: np.ndarray, bundle: bytes, like: Path | None, dra
         )
     else:
         files.keras(like, described, weights, draft)
+
+
+def _described(bundle: bytes) -> tuple[manifest.Model, Mapping[str, bytes]]:
+    """The model of a bundle, as its manifest has it, and its files."""
+    packed = bundle_format.unpack(bundle_format.read_header(bundle).archive)
+    described = manifest.parse_bytes(packed[manifest.MANIFEST_FILE]).model
+    if described is None:
+        raise PeerError(Code.MANIFEST_INVALID, "The run's function has no model.")
+    return described, packed
 
 
 def _fetch(operator: link.Link, digest: bytes) -> bytes:

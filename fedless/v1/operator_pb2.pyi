@@ -1372,6 +1372,7 @@ class ModelInfo(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
+    PERSONAL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     version: _builtins.int
     digest: _builtins.bytes
@@ -1388,6 +1389,10 @@ class ModelInfo(_message.Message):
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """that serve it now"""
 
+    @_builtins.property
+    def personal(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """offset, size, offset, size, ... of the elements that are each device's own: here"""
+
     def __init__(
         self,
         *,
@@ -1400,10 +1405,11 @@ class ModelInfo(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         channels: _abc.Iterable[_builtins.str] | None = ...,
         best: _builtins.bool = ...,
+        personal: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "bundle_digest", b"bundle_digest", "channels", b"channels", "created_at_ms", b"created_at_ms", "digest", b"digest", "metrics", b"metrics", "round", b"round", "run_id", b"run_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "bundle_digest", b"bundle_digest", "channels", b"channels", "created_at_ms", b"created_at_ms", "digest", b"digest", "metrics", b"metrics", "personal", b"personal", "round", b"round", "run_id", b"run_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

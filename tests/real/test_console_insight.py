@@ -130,3 +130,22 @@ def test_models_are_exported(fleet: RunningFleet, tmp_path: Path) -> None:
     assert "serves nothing" in refused("model", "export", "--channel", "absent", "-o", out, *on)
     assert "--like MODEL.keras" in refused("model", "export", run, "-o", tmp_path / "m.keras", *on)
     assert not (tmp_path / "m.keras").exists()
+
+
+def test_an_export_of_a_personalised_run_says_what_it_holds(fleet: RunningFleet, tmp_path: Path) -> None:
+    """The fleet has nobody's personal part: a file with an untrained one is written to whom it is enough only."""
+    on = ("--fleet", fleet.folder)
+    run = command("run", "start", task(tmp_path, "[personalise]\nlayers = 1\n"), *on).stdout.strip()
+    command("run", "stop", run, *on)
+    own = "dense_1/kernel, dense_1/bias (1290 of 101770 parameters)"
+    assert f"personal {own}; each device has its own" in command("model", "show", run, *on).stdout
+    out = tmp_path / "m.npz"
+    said = refused("model", "export", run, "-o", out, *on)
+    assert f"The fleet has no trained {own} of {run}" in said
+    assert "--initial-head" in said
+    assert not out.exists()
+    done = command("model", "export", run, "-o", out, "--initial-head", *on)
+    assert f"{own} have the initial values" in done.stderr
+    with np.load(out) as file:
+        initial = np.fromfile(FUNCTION / "initial.f32", "<f4")
+        np.testing.assert_array_equal(file["dense_1/bias"], initial[-10:])

@@ -16,11 +16,13 @@ from edge_runtime.config import FILE, load
 from edge_runtime.functions import Functions
 from edge_runtime.heads import Heads
 from edge_runtime.pool import Pool
+from fedless.protocol import bundle_format
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.layout import Layout
+from fedless.protocol.manifest import GRAPH_FILE, MANIFEST_FILE
 from fedless.protocol.messages import Action, ClientRule, Kind, Mode, Optimizer, Order, Task
 from tests.edge_device import CLIENT, counters, wake
-from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, RoundHere, wake_bytes
+from tests.edge_fleet import FUNCTION, PARAMETERS, PUBLISHER_KEY, FakeAggregator, Fleet, RoundHere, wake_bytes
 
 pytestmark = pytest.mark.real
 OWN = 10 * 128 + 10
@@ -116,6 +118,52 @@ def test_local_inference_uses_the_head_and_the_fleet_cannot_ask_it(
     assert do(state, aggregator, 8, plain, report_bytes=4 * PARAMETERS).accepted == 1
     assert json.loads(result.answer) == infer(state)
     assert here != infer(state)
+
+
+READS_ITS_MODEL = """
+import array
+
+def handle(event, context):
+    model = array.array("f")
+    with open(context.model, "rb") as file:
+        model.frombytes(file.read())
+    return [model[0], *model[-3:]]
+"""
+
+
+@pytest.fixture
+def reader() -> Iterator[FakeAggregator]:
+    """A fleet whose function has an entry of its own, which tells of its model."""
+    fleet = Fleet()
+    text = (FUNCTION / MANIFEST_FILE).read_text().replace('entry = "fedless:train"', 'entry = "main:handle"')
+    files = {MANIFEST_FILE: text.encode(), GRAPH_FILE: (FUNCTION / GRAPH_FILE).read_bytes()}
+    files["main.py"] = READS_ITS_MODEL.encode()
+    fleet.bundle = bundle_format.pack(files, PUBLISHER_KEY)
+    aggregator = FakeAggregator(fleet)
+    aggregator.start()
+    yield aggregator
+    aggregator.stop()
+
+
+def test_a_function_of_ones_own_has_the_head_in_its_model_and_the_fleet_cannot_ask_it(
+    reader: FakeAggregator, tmp_path: Path
+) -> None:
+    """What `train` begins with is what the device's own programs work with; an answer to the fleet is of its model."""
+    fleet = reader.fleet
+    state = fleet.device(tmp_path / "state", CLIENT, reader.port)
+    task = fleet.task(rule=RULE, holdout=0.25, personal=LAYOUT.personal)
+    assert do(state, reader, 1, task).accepted == 1
+    sent = np.frombuffer(fleet.model, "<f4")
+    with closing(Functions(state)) as functions, closing(Pool(state, load(state / FILE), functions)) as pool:
+        here = pool.invoke("mnist-mlp", None, "0").value
+    assert here == [float(sent[0]), *own(state)[-3:].tolist()]
+    assert here != [float(sent[0]), *sent[-3:].tolist()]
+    order = Order(Action.INVOKE, "mnist-mlp", "null")
+    ticket = reader.give(7, order, fleet.bundle)
+    assert wake(state, wake_bytes(ticket)) == 0
+    (result,) = reader.results
+    assert result.outcome == "done", result.detail
+    assert json.loads(result.answer) == [float(sent[0]), *sent[-3:].tolist()]
 
 
 @pytest.mark.parametrize("size", [4 * PARAMETERS, 4 * (LAYOUT.common + 1), 8 * LAYOUT.common])

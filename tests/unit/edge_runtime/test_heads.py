@@ -119,3 +119,66 @@ def test_only_the_owner_may_read_a_head(heads: Heads, tmp_path: Path) -> None:
     heads.put("run-1", 7, BUNDLE, LAYOUT, head(7))
     assert (tmp_path / "heads").stat().st_mode & 0o077 == 0
     assert (tmp_path / "heads" / "run-1.7.head").stat().st_mode & 0o077 == 0
+
+
+def model(folder: Path, number: float = 0.0) -> Path:
+    """A model as the fleet sent it, every element the same."""
+    file = folder / (f"{int(number):x}" * 64)
+    file.write_bytes(np.full(LAYOUT.parameters, number, "<f4").tobytes())
+    return file
+
+
+def whole(file: Path | None) -> list[float]:
+    assert file is not None
+    found: list[float] = np.fromfile(file, "<f4").tolist()
+    return found
+
+
+def test_a_function_of_ones_own_reads_the_model_with_the_head_in_its_place(
+    heads: Heads, tmp_path: Path
+) -> None:
+    sent = model(tmp_path, 3)
+    assert heads.completed(BUNDLE, sent) is None
+    heads.put("run-1", 7, BUNDLE, LAYOUT, head(7))
+    expected = np.full(LAYOUT.parameters, 3.0)
+    for at, size in LAYOUT.personal:
+        expected[at : at + size] = 7.0
+    first = heads.completed(BUNDLE, sent)
+    assert whole(first) == expected.tolist()
+    assert heads.completed(BUNDLE, sent) == first, "made once"
+    heads.put("run-1", 9, BUNDLE, LAYOUT, head(9))
+    second = heads.completed(BUNDLE, model(tmp_path, 4))
+    assert set(whole(second)) == {4.0, 9.0}
+    assert first is not None
+    assert first.is_file(), "a call may be about to open it"
+    os.utime(first, (1, 1))
+    third = heads.completed(BUNDLE, model(tmp_path, 5))
+    assert set((tmp_path / "heads").glob("*.whole")) == {second, third}
+    heads.serve(BUNDLE, "")
+    assert heads.completed(BUNDLE, sent) is None
+
+
+def test_a_completed_model_keeps_to_the_room_that_the_owner_gives(tmp_path: Path) -> None:
+    layout = Layout(1 << 18, ((0, 8),))
+    sent = tmp_path / "sent"
+    sent.write_bytes(bytes(4 << 18))
+    own = Heads(tmp_path / "heads", 1 << 20)
+    own.put("run-1", 7, BUNDLE, layout, np.ones(8, np.float32))
+    with pytest.raises(LocalError, match="Raise heads_mb") as caught:
+        own.completed(BUNDLE, sent)
+    assert caught.value.code is Code.DISK_FULL
+    roomier = Heads(tmp_path / "heads", 2 << 20)
+    assert roomier.completed(BUNDLE, sent) is not None
+    roomier.put("run-2", 8, OTHER, layout, np.ones(8, np.float32))
+    assert len(list((tmp_path / "heads").glob("*.whole"))) == 1
+    own.put("run-3", 9, OTHER, layout, np.ones(8, np.float32))
+    assert list((tmp_path / "heads").glob("*.whole")) == [], "heads come first"
+    assert len(list((tmp_path / "heads").glob("*.head"))) == 3
+
+
+def test_a_head_is_not_put_into_a_model_of_another_size(heads: Heads, tmp_path: Path) -> None:
+    heads.put("run-1", 7, BUNDLE, LAYOUT, head(7))
+    (tmp_path / "other").write_bytes(bytes(4))
+    with pytest.raises(LocalError) as caught:
+        heads.completed(BUNDLE, tmp_path / "other")
+    assert caught.value.code is Code.STATE_CORRUPT
