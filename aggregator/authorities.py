@@ -11,8 +11,8 @@ settled     next, now `authority` the same              the same                
 
 Servers prove themselves by the old authority until the end, so a device that was away throughout still believes them,
 and hears of the new one with its next renewal. `rollover.json` has the phase and the signed lists, and is replaced last
-in every step; with `retiring` in it, the files' new names are completed when they are next read. Each step counts from
-the service's next start on. Called by the command line and by `main`.
+in every step; with `retiring` in it, the files' new names are completed when they are next read. The service
+takes each step up while it runs (`reload`). Called by the command line and by `main`.
 """
 
 from __future__ import annotations

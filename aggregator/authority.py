@@ -172,6 +172,11 @@ class Callers:
         self._known: dict[bytes, Caller] = {}
         self.denied: frozenset[str] = frozenset()
 
+    def follow(self, authority: identity.Roots) -> None:
+        """Believe these from the next call on; whoever was admitted before is verified again."""
+        self._authority = authority
+        self._known.clear()
+
     def admit(self, leaf_pem: bytes, now_ms: int) -> Caller:
         """The caller that a certificate (PEM) names.
 

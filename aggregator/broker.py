@@ -18,7 +18,7 @@ import signal
 import socket
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -80,11 +80,28 @@ class Broker:
         if program is None:
             fix = 'Install it (`apt install mosquitto`), or set broker.kind = "external".'
             raise LocalError(Code.NOT_INSTALLED, f"{self._program}, the MQTT broker, was not found.", fix=fix)
+        self._program = program
         self.port = await _free_port(self._address, self._wanted_port)
         self._write(revocation_list)
-        await self._spawn(program)
-        self._watch = asyncio.create_task(self._keep_alive(program))
+        await self._spawn()
+        self._watch = asyncio.create_task(self._keep_alive())
         return self.port
+
+    async def follow(self, authority: bytes, revocation_list: bytes) -> None:
+        """Start the broker again if it is to believe others, or has another certificate: mosquitto reads both once.
+
+        Queues and sessions are on disk, its port stays; clients are away for a moment. Raises as `start`.
+        """
+        certificate = self._home / "cert.pem"
+        if authority == self._files.authority and certificate.read_bytes() == self._files.chain.read_bytes():
+            return
+        self._files = replace(self._files, authority=authority)
+        await self._end()
+        self._write(revocation_list)
+        try:
+            await self._spawn()
+        finally:  # also if it does not come up: then it is tried again
+            self._watch = asyncio.create_task(self._keep_alive())
 
     def revoke(self, revocation_list: bytes) -> None:
         """Gives the broker a new CRL: revoked devices cannot connect again, all others stay connected."""
@@ -94,6 +111,11 @@ class Broker:
 
     async def stop(self) -> None:
         """Ends the broker; its queues stay on disk unless the port was any free one."""
+        await self._end()
+        if self._wanted_port == 0:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    async def _end(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -104,12 +126,10 @@ class Broker:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        if self._wanted_port == 0:
-            shutil.rmtree(self._home, ignore_errors=True)
 
-    async def _spawn(self, program: str) -> None:
+    async def _spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *self._leash(), program, "-c", str(self._home / "mosquitto.conf"),
+            *self._leash(), self._program, "-c", str(self._home / "mosquitto.conf"),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is for us: the broker ends last
         )  # fmt: skip
@@ -130,7 +150,7 @@ class Broker:
         user = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if self._account else []
         return [setpriv, *user, "--pdeathsig", "TERM", "--"]
 
-    async def _keep_alive(self, program: str) -> None:
+    async def _keep_alive(self) -> None:
         attempt = 0
         while self._process is not None:
             started = asyncio.get_running_loop().time()
@@ -142,7 +162,7 @@ class Broker:
             _log.error("broker_died", exit_code=code, said=list(self._said)[-2:], restart_in_s=pause)
             await asyncio.sleep(pause)
             with suppress(LocalError):
-                await self._spawn(program)
+                await self._spawn()
 
     async def _listening(self) -> None:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address, self._address)  # noqa: S104 - compared, not bound

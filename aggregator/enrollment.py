@@ -90,6 +90,15 @@ class Registrar:
         self.on_revoked: Callable[[str], None] = lambda _: None
         self.on_online: Callable[[str], None] = lambda _: None
 
+    def follow(self, authorities: Authorities, terms: Terms) -> None:
+        """Keys or authorities have changed: who is believed from the next call on, and what clients are told."""
+        believed = self._authorities.ders
+        self._authorities, self.terms = authorities, terms
+        self.functions.follow(authorities.serving, authorities.pem)
+        if authorities.ders != believed:
+            self.callers.follow(authorities.ders)
+            self.on_denied(self.callers.denied)  # each authority signs the list of those it revoked
+
     async def load(self) -> None:
         """Reads the deny list; to be awaited before the first call is served."""
         self.callers.denied = await self._database.run(lambda c: store.deny_list(c, self._clock()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,8 +53,10 @@ class Judge(Protocol):
 class Evaluator:
     """Runs evaluations, one child process each."""
 
-    def __init__(self, blobs: Blobs, functions: Path, publishers: Mapping[bytes, bytes]) -> None:
-        """`functions` is a folder for unpacked bundles; `publishers` maps key ids to raw Ed25519 public keys."""
+    def __init__(
+        self, blobs: Blobs, functions: Path, publishers: Callable[[], Mapping[bytes, bytes]]
+    ) -> None:
+        """`functions` is a folder for unpacked bundles; `publishers`: key id -> raw Ed25519 key, as they are now."""
         self._blobs = blobs
         self._functions = functions
         self._publishers = publishers
@@ -62,7 +64,7 @@ class Evaluator:
     def check(self, bundle_digest: bytes) -> Manifest:
         """As `Judge.check`."""
         data = self._blobs.path(bundle_digest).read_bytes()
-        manifest, _ = bundle.verify(data, bundle_digest.hex(), self._publishers)
+        manifest, _ = bundle.verify(data, bundle_digest.hex(), self._publishers())
         if manifest.model is None:
             raise PeerError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model to train.")
         return manifest
@@ -92,7 +94,7 @@ class Evaluator:
         found = bundle.find(self._functions, bundle_digest.hex())
         if found is None:
             data = self._blobs.path(bundle_digest).read_bytes()
-            found = bundle.unpack(data, bundle_digest.hex(), self._publishers, self._functions)
+            found = bundle.unpack(data, bundle_digest.hex(), self._publishers(), self._functions)
         return found.directory
 
 

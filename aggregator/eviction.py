@@ -67,6 +67,10 @@ class Evictions:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._tried: dict[str, tuple[int, int]] = {}
 
+    def follow(self, access: MqttAccess, authority: Authority) -> None:
+        """The fleet has another authority, or believes others."""
+        self._access, self._authority = access, authority
+
     def begin(self, client_id: str) -> None:
         """In the event loop: see to it that this client is cut off."""
         if client_id not in self._tasks:

@@ -84,6 +84,10 @@ class HelperExchange:
         whole = platform.exchange_limit.value
         self._part_bytes = min(PART_BYTES_MAX, (whole - whole // 4 - _ROOM) // 4 * 4)  # base64 adds a third
 
+    def follow(self, party: SecondParty) -> None:
+        """The helper has another certificate or key from now on."""
+        self.party = party
+
     async def close(self, request: CloseRequest, timeout_ms: int) -> Answer:
         """The sum of a set's masks, or the reports that keep it from being closed; what it sums is not checked.
 

@@ -52,10 +52,13 @@ class FailedClaims:
 
 
 class Front:
-    """Listens on the enrollment port in front of an Enrollment service on a loopback port."""
+    """Listens on the enrollment port in front of an Enrollment service on a loopback port.
+
+    `authority_pem` is what `/ca.pem` gives.
+    """
 
     def __init__(self, authority_pem: bytes, connections: int, per_address: int) -> None:
-        self._authority_pem = authority_pem
+        self.authority_pem = authority_pem
         self._connections = connections
         self._per_address = per_address
         self._open: Counter[str] = Counter()
@@ -126,7 +129,7 @@ class Front:
     def _http(self, head: bytes) -> bytes:
         line = head.split(b"\r\n", 1)[0].split(b" ")
         if line[:2] == [b"GET", b"/ca.pem"]:
-            return _response("200 OK", "application/x-pem-file", self._authority_pem)
+            return _response("200 OK", "application/x-pem-file", self.authority_pem)
         if len(line) == 3 and line[2].startswith(b"HTTP/"):  # noqa: PLR2004 - method, path, version
             return _response("404 Not Found", "text/plain", b"Only /ca.pem is here.\n")
         return _response("400 Bad Request", "text/plain", b"Expected HTTP or TLS.\n")

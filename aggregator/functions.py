@@ -49,6 +49,10 @@ class Functions:
         self._clock = clock
         self._random = random
 
+    def follow(self, authority: Authority, authority_pem: bytes) -> None:
+        """Another authority signs from now on, or others are to be believed."""
+        self._authority, self._authority_pem = authority, authority_pem
+
     async def add(
         self,
         client_id: str,

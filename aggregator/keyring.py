@@ -3,7 +3,8 @@
 A rotation has two steps. `begin` makes the next key and a list of old and new, signed by the old one, which goes on
 signing; `end`, when the clients have followed, makes a list without the old one, signed by the new one, which takes its
 place. Each step is done with the one file that is replaced last, so a crash leaves the one before or the one after.
-Called by the command line; the service reads lists and keys when it starts; Enroll and Renew hand the lists out.
+Called by the command line; the service takes lists and keys up while it runs (`reload`); Enroll and Renew hand the
+lists out.
 """
 
 from __future__ import annotations

@@ -94,6 +94,10 @@ class HelperLink:
         self._directory = directory
         self._server_name = identity.server_name(fleet)
 
+    def follow(self, party: SecondParty) -> None:
+        """The helper has another certificate or key from now on."""
+        self.party = party
+
     async def close(self, request: CloseRequest, timeout_ms: int) -> Answer:
         """The sum of a set's masks, or the reports that keep it from being closed; nothing of it is checked.
 

@@ -14,30 +14,28 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 import structlog
 import uvloop
 
-from aggregator import lock, log
-from aggregator.authorities import Authorities
+from aggregator import lock, log, reload
 from aggregator.blobs import Blobs
 from aggregator.broker import Broker, BrokerFiles
 from aggregator.config import BrokerKind, Settings, load
 from aggregator.coordinator import Coordinator
-from aggregator.enrollment import Registrar, at_each, read_ticket_key, terms_of
+from aggregator.enrollment import Registrar, at_each
 from aggregator.epochs import KeyEpochs, Signing
 from aggregator.evaluation import Evaluator
 from aggregator.eviction import Evictions
 from aggregator.exchange import calls_to_helper
-from aggregator.founding import ANY, renew_server, write_private
+from aggregator.founding import ANY, write_private
 from aggregator.front import FailedClaims, Front
 from aggregator.helpers import HelperRounds
 from aggregator.interfaces import Clock, Sleep, Waker
 from aggregator.invoke import Wakers
-from aggregator.link import SecondParty, read_second_party
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
 from aggregator.mosquitto import keep_revocation_list
@@ -45,6 +43,7 @@ from aggregator.objects import ObjectBlobs, open_store
 from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.presence import Presence
+from aggregator.reload import Held, Reload
 from aggregator.rollout import Rollout
 from aggregator.runs import News, Runs
 from aggregator.service import (
@@ -65,11 +64,8 @@ from aggregator.tickets import Tickets
 from aggregator.uploads import Spool
 from aggregator.wake import MqttAccess, MqttWaker
 from cloud_adapters import prices
-from fedless.protocol.crypto import ed25519_sign
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.identity import Role
 from fedless.protocol.messages import Endpoints, Mode
-from fedless.protocol.signed import sign_ticket
 
 ENDPOINTS_FILE = "endpoints.json"
 LOOPBACK = "127.0.0.1"
@@ -110,7 +106,9 @@ async def _serve(settings: Settings) -> None:
         lost.append(error)
         loop.call_soon_threadsafe(stopping.set)
 
-    async with running(settings, lose) as endpoints:
+    async with running(settings, lose) as (endpoints, held):
+        asked: set[asyncio.Task[None]] = set()
+        loop.add_signal_handler(signal.SIGHUP, lambda: asked.add(asyncio.ensure_future(held.try_to())))
         addresses = {"grpc": endpoints.fleet[0], "mqtt": endpoints.mqtt[0], "enroll": endpoints.enrollment[0]}
         _log.info("aggregator_ready", fleet=settings.fleet.name, **addresses)
         _notify("READY=1")
@@ -164,30 +162,31 @@ class Outside(TypedDict):
 @asynccontextmanager
 async def running(
     settings: Settings, on_lost: Callable[[LocalError], None] = lambda _error: None
-) -> AsyncIterator[Endpoints]:
-    """The whole service while the block runs; gives where it can be reached. Raises `LocalError`.
+) -> AsyncIterator[tuple[Endpoints, Reload]]:
+    """The whole service while the block runs; where it can be reached, and what takes new keys up. Raises `LocalError`.
 
     `on_lost` hears, from another thread, that another aggregator has taken the database over.
     """
     async with AsyncExitStack() as exits:
-        authorities = Authorities.load(settings.authority.directory, settings.fleet.name)
-        ticket_key = read_ticket_key(settings)
-        party = _read_party(settings, authorities)
-        _renew_servers(settings, authorities)
+        held = reload.read(settings, clock())
+        reload.renew_servers(settings, held.authorities, clock())
+        holder = Reload(settings, held, clock)
         database = Database.open(
             settings.database_url, wait_s=settings.state.database_wait_s, on_lost=on_lost
         )
         exits.callback(database.close)
         await database.run(store.nobody_online)
 
-        registrar = Registrar(database, authorities, terms_of(settings), clock, os.urandom)
+        registrar = Registrar(database, held.authorities, held.terms, clock, os.urandom)
         await registrar.load()
-        doors = await _open_doors(exits, settings, registrar, authorities)
-        registrar.terms = terms_of(settings, doors.endpoints)
-        devices = await _open_waker(exits, settings, database, registrar, authorities, doors.endpoints.mqtt)
+        doors = await _open_doors(exits, settings, registrar, holder)
+        registrar.terms = replace(held.terms, endpoints=doors.endpoints)
+        holder.held = replace(held, terms=registrar.terms)
+        holder.tell(lambda now: registrar.follow(now.authorities, now.terms))
+        devices = await _open_waker(exits, settings, database, registrar, holder)
         waker = _open_invokers(settings, database, registrar, devices)
         exits.push_async_callback(waker.close)
-        core = _open_core(settings, database, registrar, waker, ticket_key, party)
+        core = _open_core(settings, database, registrar, waker, holder)
         exits.push_async_callback(core.masks.epochs.close)
         exits.push_async_callback(core.runs.close)
         exits.push_async_callback(core.orders.close)
@@ -196,7 +195,7 @@ async def running(
         for service in (
             FleetService(registrar, database, core.blobs, core.orders, clock),
             RoundsService(registrar.callers, core.coordinator, core.masks, clock, stall_s),
-            OperatorService(registrar, database, core.blobs, core.runs, core.orders, clock, stall_s),
+            OperatorService(registrar, database, core.blobs, core.runs, core.orders, holder, clock, stall_s),
         ):
             service.add_to(doors.fleet_server)
         for server in (doors.enrollment_server, doors.fleet_server):
@@ -209,14 +208,16 @@ async def running(
         rollout = Rollout(registrar, core.orders, clock, os.urandom)
         exits.push_async_callback(rollout.close)
         rollout.begin()
-        web = await _open_web(exits, settings, database, registrar, devices, authorities.pem)
+        holder.tell(lambda _now: rollout.again())
+        web = await _open_web(exits, settings, database, registrar, devices, holder)
         _write_endpoints(settings, doors, web)
-        yield doors.endpoints
+        exits.callback(asyncio.create_task(holder.daily(sleep)).cancel)
+        yield doors.endpoints, holder
 
 
 async def _open_web(
     exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, devices: MqttWaker,
-    authority_pem: bytes,
+    holder: Reload,
 ) -> str:  # fmt: skip
     """The dashboard and its siblings; where they are, or ""."""
     wanted, listen = settings.web, settings.listen
@@ -225,57 +226,43 @@ async def _open_web(
     from aggregator.web.server import Guard, Seen, Web  # noqa: PLC0415 - templates and metrics: 10 MB
 
     guard = Guard(
-        listen.directory / "cert.pem", listen.directory / "cert.key", authority_pem, registrar.callers
-    )
+        listen.directory / "cert.pem", listen.directory / "cert.key", holder.held.authorities.pem,
+        registrar.callers,
+    )  # fmt: skip
     seen = Seen(settings.fleet.name, database, clock, devices.is_connected, settings.state.directory)
     web = Web(seen, guard)
     url = await web.start(wanted.address, wanted.port)
     exits.push_async_callback(web.stop)
+    holder.tell(lambda now: web.follow(now.authorities.pem))
     _log.info("web_ready", url=url)
     return url
 
 
-def _read_party(settings: Settings, authorities: Authorities) -> SecondParty | None:
-    if not settings.helper.exists:
-        return None
-    return read_second_party(settings.helper, authorities.ders, settings.fleet.name, clock())
-
-
-def _renew_servers(settings: Settings, authorities: Authorities) -> None:
-    servers = [(settings.listen.directory, Role.AGGREGATOR)]
-    if settings.broker.kind is BrokerKind.CHILD:
-        servers.append((settings.broker.directory, Role.BROKER))
-    for directory, role in servers:
-        if renew_server(directory, authorities.serving, role, clock()):
-            _log.info("server_certificate_renewed", role=role.value)
-
-
 def _open_core(
-    settings: Settings, database: Database, registrar: Registrar, waker: Waker, ticket_key: bytes,
-    party: SecondParty | None,
-) -> Core:  # fmt: skip
+    settings: Settings, database: Database, registrar: Registrar, waker: Waker, holder: Reload
+) -> Core:
     state, terms, news = settings.state.directory, registrar.terms, News()
     blobs, spool = _open_blobs(settings), Spool(state / "spool")
     tickets = Tickets(
-        database, waker, lambda ticket: sign_ticket(ticket, ticket_key), fleet=settings.fleet.name,
+        database, waker, holder.sign_ticket, fleet=settings.fleet.name,
         clock=clock, random=os.urandom, sleep=sleep, endpoints=terms.endpoints.fleet,
     )  # fmt: skip
     outside: Outside = {"clock": clock, "sleep": sleep, "on_step": news.tell}
-    signing = Signing(lambda message: ed25519_sign(ticket_key, message), registrar.callers.member)
+    signing = Signing(holder.sign, registrar.callers.member)
     epochs = KeyEpochs(database, tickets, signing, random=os.urandom, **outside)
     pairwise = PairwiseRounds(database, epochs, tickets, signing, **outside)
     modes: dict[Mode, MaskedMode] = {Mode.PAIRWISE: Pairwise(epochs, pairwise, os.urandom)}
-    if party is not None:
-        calls = calls_to_helper(settings, party, clock, os.urandom)
+    if holder.held.party is not None:
+        calls = calls_to_helper(settings, holder.held.party, clock, os.urandom)
+        holder.tell(lambda now: calls.follow(now.party) if now.party else None)
         modes[Mode.HELPER] = HelperRounds(database, spool, calls, signing, random=os.urandom, **outside)
     coordinator = Coordinator(database, spool, tickets, masked=modes, **outside)
-    publishers = {key.key_id: key.public_key for key in terms.publisher_keys}
-    evaluator = Evaluator(blobs, state / "functions", publishers)
+    evaluator = Evaluator(blobs, state / "functions", holder.publishers)
     means = Means(
         database, blobs, coordinator, tickets, registrar, evaluator,
         random=os.urandom, masked=modes, **outside,
     )  # fmt: skip
-    orders = Orders(database, blobs, tickets, lambda: publishers, clock, os.urandom)
+    orders = Orders(database, blobs, tickets, holder.publishers, clock, os.urandom)
     return Core(blobs, coordinator, Masks(database, epochs, pairwise), Runs(means, spool, news), orders)
 
 
@@ -288,9 +275,9 @@ def _open_blobs(settings: Settings) -> Blobs:
 
 
 async def _open_doors(
-    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authorities: Authorities
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, holder: Reload
 ) -> Doors:
-    listen, limits = settings.listen, settings.limits
+    listen, limits, authorities = settings.listen, settings.limits, holder.held.authorities
     identity = ServerIdentity(listen.directory, authorities.pem)
     fleet_server = new_server(limits.concurrent_calls)
     fleet_port = bind(
@@ -303,20 +290,26 @@ async def _open_doors(
     EnrollmentService(registrar, failed, front.address_of).add_to(enrollment_server)
     inner_port = bind(enrollment_server, LOOPBACK, 0, identity.credentials(client_certificates=False))
     exits.push_async_callback(front.stop)
+
+    def follow(now: Held) -> None:
+        identity.follow(now.authorities.pem)
+        front.authority_pem = now.authorities.serving.pem
+
+    holder.tell(follow)
     enrollment_port = await front.start(listen.address, listen.enrollment_port, inner_port)
     if settings.broker.kind is BrokerKind.EXTERNAL:
         keep_revocation_list(settings, registrar)
     # The broker last: whatever else is wrong is said before a process is started.
-    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, authorities.pem)
+    mqtt = settings.broker.addresses or await _open_broker(exits, settings, registrar, holder)
     endpoints = Endpoints(at_each(listen.hosts, fleet_port), mqtt, at_each(listen.hosts, enrollment_port))
     return Doors(fleet_server, enrollment_server, fleet_port, endpoints)
 
 
 async def _open_broker(
-    exits: AsyncExitStack, settings: Settings, registrar: Registrar, authority_pem: bytes
+    exits: AsyncExitStack, settings: Settings, registrar: Registrar, holder: Reload
 ) -> tuple[str, ...]:
     directory = settings.broker.directory
-    files = BrokerFiles(authority_pem, directory / "cert.pem", directory / "cert.key")
+    files = BrokerFiles(holder.held.authorities.pem, directory / "cert.pem", directory / "cert.key")
     broker = Broker(
         settings.fleet.name,
         settings.state.directory,
@@ -328,14 +321,15 @@ async def _open_broker(
     exits.push_async_callback(broker.stop)
     port = await broker.start(registrar.revocation_list())
     registrar.on_denied = lambda _: broker.revoke(registrar.revocation_list())
+    holder.wait_for(lambda now: broker.follow(now.authorities.pem, registrar.revocation_list()))
     return at_each(settings.listen.hosts, port)
 
 
 async def _open_waker(
-    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, authorities: Authorities,
-    addresses: tuple[str, ...],
-) -> MqttWaker:  # fmt: skip
-    listen = settings.listen
+    exits: AsyncExitStack, settings: Settings, database: Database, registrar: Registrar, holder: Reload
+) -> MqttWaker:
+    listen, authorities = settings.listen, holder.held.authorities
+    addresses = holder.held.terms.endpoints.mqtt
     if settings.broker.kind is BrokerKind.CHILD:  # not by a name that perhaps only devices can resolve
         addresses = at_each((_own_host(listen.address),), int(addresses[0].rpartition(":")[2]))
     access = MqttAccess(
@@ -348,6 +342,13 @@ async def _open_waker(
     presence = Presence(database, evictions, clock, registrar.came)
     waker = MqttWaker(access, clock, presence.heard)
     exits.push_async_callback(waker.stop)
+
+    def follow(now: Held) -> None:
+        known = replace(access, authority=now.authorities.pem)
+        waker.follow(known)
+        evictions.follow(known, now.authorities.serving)
+
+    holder.tell(follow)
     await waker.start()
     return waker
 

@@ -1,7 +1,8 @@
 """Asks devices that are behind to renew: when the service starts those that are there, later each one that comes.
 
 What they are behind with is `Registrar.lacks`: a list of keys or authorities that they have not followed. It is an
-order like any other (`fedless function result` shows it), and at most one an hour for each device. Called by `main`.
+order like any other (`fedless function result` shows it), and at most one an hour for each device. And again
+when the fleet has changed something while the service runs. Called by `main`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Rollout:
         self._more = True
         if self._registrar.changed and (self._task is None or self._task.done()):
             self._task = asyncio.ensure_future(self._ask_all())
+
+    def again(self) -> None:
+        """Keys or authorities have changed: those who are there are asked, also who was asked within the hour."""
+        self._asked.clear()
+        self.seen("")
 
     async def close(self) -> None:
         """At the service's end."""

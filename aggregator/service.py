@@ -230,32 +230,44 @@ def _checked(data: bytes) -> bytes:
 
 
 class ServerIdentity:
-    """The service's own certificate and key, read again when the file changes, so renewal needs no restart."""
+    """The service's own certificate and key, read again when they change, so renewal needs no restart.
+
+    gRPC asks at each handshake, from a thread of its own; connections that are open stay.
+    """
 
     def __init__(self, directory: Path, authority_pem: bytes) -> None:
         self._certificate = directory / "cert.pem"
         self._key = directory / "cert.key"
         self._authority_pem = authority_pem
-        self._changed_at_ns = 0
-        self._configuration = self._read()
+
+    def follow(self, authority_pem: bytes) -> None:
+        """Believe these authorities from the next handshake on."""
+        self._authority_pem = authority_pem
 
     def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
-        """Credentials for a port that demands client certificates of the fleet, or does not ask for any."""
+        """Credentials for one port that demands client certificates of the fleet, or does not ask for any."""
+        known = self._mark()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal known
+            mark = self._mark()
+            if mark == known:
+                return None
+            known = mark
+            return self._read(mark[1])
+
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration,
-            self._fetch,  # type: ignore[arg-type]  # None means "no change"; the stubs do not know
+            self._read(known[1]),
+            fetch,  # type: ignore[arg-type]  # None means "no change"; the stubs do not know
             require_client_authentication=client_certificates,
         )
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        if self._certificate.stat().st_mtime_ns == self._changed_at_ns:
-            return None
-        return self._read()
+    def _mark(self) -> tuple[int, bytes]:
+        return self._certificate.stat().st_mtime_ns, self._authority_pem
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        self._changed_at_ns = self._certificate.stat().st_mtime_ns
+    def _read(self, authority_pem: bytes) -> grpc.ServerCertificateConfiguration:
         pair = (self._key.read_bytes(), self._certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], self._authority_pem)
+        return grpc.ssl_server_certificate_configuration([pair], authority_pem)
 
 
 def new_server(concurrent_calls: int) -> Server:

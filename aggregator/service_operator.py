@@ -20,12 +20,14 @@ from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
 from aggregator.orders import Orders
 from aggregator.planning import Package, assumed, plan_to_json
+from aggregator.reload import Reload
 from aggregator.roster import Roster
 from aggregator.runs import Runs
 from aggregator.service import chunk_data, with_timeout
 from aggregator.service_guard import OPERATORS, guarded, guarded_stream
 from aggregator.service_orders import OrderMethods
 from aggregator.service_roster import RosterMethods, client_to_pb
+from aggregator.service_trust import TrustMethods
 from aggregator.store import fleet as store
 from aggregator.store import history
 from aggregator.store.channels import Promotion
@@ -42,7 +44,7 @@ MB = 1e6
 KIB = 1024
 
 
-class OperatorService(OrderMethods, RosterMethods, operator_pb2_grpc.OperatorServicer):
+class OperatorService(OrderMethods, RosterMethods, TrustMethods, operator_pb2_grpc.OperatorServicer):
     """Claims, clients, blobs and runs; see operator.proto for each method."""
 
     def __init__(
@@ -52,11 +54,13 @@ class OperatorService(OrderMethods, RosterMethods, operator_pb2_grpc.OperatorSer
         blobs: Blobs,
         runs: Runs,
         orders: Orders,
+        holder: Reload,
         clock: Clock,
         progress_timeout_s: float,
     ) -> None:
         super().__init__(registrar.callers, database, orders, clock)
         self.roster = Roster(database, registrar)
+        self.holder = holder
         self._registrar = registrar
         self._blobs = blobs
         self._runs = runs

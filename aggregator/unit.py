@@ -26,6 +26,7 @@ After=network-online.target time-sync.target
 Type=notify
 NotifyAccess=main
 ExecStart={program} aggregator serve --fleet {fleet}
+ExecReload=/bin/kill -HUP $MAINPID
 User={user}
 Restart=on-failure
 RestartSec=5

@@ -75,6 +75,16 @@ def tls_context(access: MqttAccess) -> ssl.SSLContext:
     return context
 
 
+class _AtEachConnection(ssl.SSLContext):
+    """The TLS context of a client that connects again and again: made anew each time, of files as they are then."""
+
+    make: Callable[[], ssl.SSLContext]
+
+    def wrap_socket(self, sock: Any, *args: Any, **options: Any) -> ssl.SSLSocket:  # noqa: ANN401 - ssl's own signature
+        """As in `ssl`, by the newest context."""
+        return self.make().wrap_socket(sock, *args, **options)
+
+
 def host_port(address: str) -> tuple[str, int]:
     """The parts of `host:port`, without the brackets of an IPv6 address."""
     host, _, port = address.rpartition(":")
@@ -96,6 +106,10 @@ class MqttWaker:
         self._connected = asyncio.Event()
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def follow(self, access: MqttAccess) -> None:
+        """Believe others, or prove ourselves by another certificate, from the next connection on."""
+        self._access = access
 
     async def start(self) -> bool:
         """Begins to connect; whether it is connected within ten seconds. If not, says so, and goes on trying."""
@@ -164,7 +178,10 @@ class MqttWaker:
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2, "@aggregator", protocol=mqtt.MQTTv5, reconnect_on_failure=False
         )
-        client.tls_set_context(tls_context(self._access))
+        tls_context(self._access)  # what is wrong is said at the start
+        context = _AtEachConnection(ssl.PROTOCOL_TLS_CLIENT)
+        context.make = lambda: tls_context(self._access)
+        client.tls_set_context(context)
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         client.max_queued_messages_set(PENDING_MAX)
         client.on_connect = self._on_connect

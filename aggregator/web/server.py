@@ -80,10 +80,14 @@ class Guard:
         """TLS 1.3 that asks for a certificate of this fleet's authority."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(self.certificate, self.key)
-        context.load_verify_locations(cadata=self.authority_pem.decode())
         context.verify_mode = ssl.CERT_REQUIRED
+        self.fill(context, self.authority_pem)
         return context
+
+    def fill(self, context: ssl.SSLContext, authority_pem: bytes) -> None:
+        """The newest certificate, and authorities beside those of before: `callers` has the last word."""
+        context.load_cert_chain(self.certificate, self.key)
+        context.load_verify_locations(cadata=authority_pem.decode())
 
 
 class Web:
@@ -96,12 +100,13 @@ class Web:
         self._exposition = Exposition()
         self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._server: asyncio.Server | None = None
-        self._guarded = False
+        self._context: ssl.SSLContext | None = None
 
     async def start(self, address: str, port: int) -> str:
         """Listens; where it can be reached, as a URL. Raises `LocalError(PORT_IN_USE)`."""
         host = address.strip("[]")
-        self._guarded = not _is_loopback(host)
+        if not _is_loopback(host):
+            self._context = self._guard.context()
         try:
             self._server = await asyncio.start_server(
                 self._serve, host, port, limit=HEAD_BYTES_MAX, **self._tls()
@@ -110,10 +115,15 @@ class Web:
             detail = f"The dashboard cannot listen on {address}:{port} ({error.strerror})."
             raise LocalError(Code.PORT_IN_USE, detail, fix="Change web.port in aggregator.toml.") from error
         bound = self._server.sockets[0].getsockname()[1]
-        return f"{'https' if self._guarded else 'http'}://{address}:{bound}"
+        return f"{'https' if self._context else 'http'}://{address}:{bound}"
 
     def _tls(self) -> dict[str, Any]:
-        return {"ssl": self._guard.context(), "ssl_handshake_timeout": REQUEST_S} if self._guarded else {}
+        return {"ssl": self._context, "ssl_handshake_timeout": REQUEST_S} if self._context else {}
+
+    def follow(self, authority_pem: bytes) -> None:
+        """Take operators of these authorities from the next connection on."""
+        if self._context is not None:
+            self._guard.fill(self._context, authority_pem)
 
     async def stop(self) -> None:
         """Ends."""
@@ -160,7 +170,7 @@ class Web:
 
     def _admit(self, host: str, writer: asyncio.StreamWriter) -> None:
         """Raises `PeerError` for whoever is not an operator; on loopback, for pages of another name (DNS rebinding)."""
-        if not self._guarded:
+        if not self._context:
             if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
                 raise PeerError(
                     Code.CALLER_REFUSED, "Ask for it as localhost: another name may be somebody's trick."

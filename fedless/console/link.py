@@ -275,6 +275,10 @@ class Link:
         info: operator_pb2.InfoReply = self._call(self._stub.Info, operator_pb2.InfoRequest())
         return info
 
+    def reload(self) -> list[str]:
+        """Lets the service take the fleet's keys and authorities up from their files; what had changed."""
+        return list(self._call(self._stub.Reload, operator_pb2.ReloadRequest(), START_S).changed)
+
     def push_function(self, bundle_digest: bytes) -> FunctionInfo:
         """Makes a stored bundle the newest version of its function."""
         request = operator_pb2.PushFunctionRequest(bundle_digest=bundle_digest)

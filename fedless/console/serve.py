@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedless.console.link import CONFIGURATION, find_fleet
+from fedless.console.terminal import FleetOption
 
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 app = typer.Typer(no_args_is_help=True)
@@ -36,6 +37,16 @@ def serve(
     from aggregator.main import serve as run
 
     run(config or find_fleet(fleet) / CONFIGURATION, debug="--debug" in sys.argv[1:2], standby=standby)
+
+
+@app.command()
+def reload(fleet: FleetOption = None) -> None:
+    """Let the running aggregator take keys, authorities and certificates up from their files."""
+    from fedless.console.link import open_link
+
+    with open_link(find_fleet(fleet)) as operator:
+        changed = operator.reload()
+    typer.echo(f"taken up: {', '.join(changed)}" if changed else "Nothing has changed since it read them.")
 
 
 @app.command()

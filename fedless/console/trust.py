@@ -1,7 +1,7 @@
 """`fedless fleet rotate-keys` and `fedless fleet authority`: keys and authorities that follow one another.
 
-They change files in the fleet's directory, step by step, and say what is to be done next; the service takes each step
-up when it starts again. A step that devices would be lost by is refused with their names, unless it is forced.
+They change files in the fleet's directory, step by step, let the running service take them up, and say what is to be
+done next. A step that devices would be lost by is refused with their names, unless it is forced.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +25,9 @@ from aggregator.link import read_second_party
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from aggregator.store.functions import ids as function_ids
-from fedless.console.link import CONFIGURATION, find_fleet
+from fedless.console.link import CONFIGURATION, Link, find_fleet, read_access
 from fedless.console.terminal import FleetOption
-from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 from fedless.protocol.trust import TrustKind
 
 NAMED_MAX = 20
@@ -64,15 +65,17 @@ def rotate_keys(
     ring = ticket_ring(settings) if kind is SigningKind.TICKET else publisher_ring(settings, key)
     what = kind.value
     if not end:
-        made = ring.begin(_clock())
-        typer.echo(
-            f"The next {what} key is in {ring.following}; the old one signed list {made.number} of both."
-        )
+        with taken_up(folder):
+            made = ring.begin(_clock())
+            typer.echo(
+                f"The next {what} key is in {ring.following}; the old one signed list {made.number} of both."
+            )
         _say_next([f"When all have followed: fedless fleet rotate-keys {what} --end"])
         return
     _hold_back(settings, {TrustKind(what).value}, force=force)
-    made = ring.end(_clock())
-    typer.echo(f"The new {what} key signs from now on; list {made.number} is without the old one.")
+    with taken_up(folder):
+        made = ring.end(_clock())
+        typer.echo(f"The new {what} key signs from now on; list {made.number} is without the old one.")
     more = ["Deploy cloud functions again: they follow no lists."]
     if kind is SigningKind.PUBLISHER:
         more.append(
@@ -111,6 +114,19 @@ def roll_over(
     """Take the next step: make a new authority, let it issue, drop the old one. Say what is to be done then."""
     folder = find_fleet(fleet)
     settings = _owned(folder)
+    with taken_up(
+        folder
+    ):  # by the operator's files of before the step: servers change theirs when they take it up
+        entered, steps = _step(settings, force=force)
+        if rollover.renewed_operator(folder / "operator", entered, _clock()):
+            typer.echo(
+                f"{folder / 'operator'} has its new files; copies of it elsewhere need them, too.", err=True
+            )
+    _say_next(steps)
+
+
+def _step(settings: Settings, *, force: bool) -> tuple[Authorities, list[str]]:
+    """The next step in files, and what is to be done after it."""
     directory, name = settings.authority.directory, settings.fleet.name
     now = _authorities(settings)
     if now.phase is Phase.SETTLED:
@@ -118,27 +134,48 @@ def roll_over(
         typer.echo(
             "cross-trust: there is a new authority, which the old one has signed; the old one still issues."
         )
-        further = "When all have followed: fedless fleet authority roll-over"
-        _say_next([*_by_hand(settings), further])
-    elif now.phase is Phase.CROSS_TRUST:
+        return entered, [*_by_hand(settings), "When all have followed: fedless fleet authority roll-over"]
+    if now.phase is Phase.CROSS_TRUST:
         _hold_back(settings, {TrustKind.AUTHORITY.value}, force=force)
         entered = rollover.issue(directory, name)
         typer.echo(
             "issuing: clients get certificates of the new authority; servers keep the old one's until the end."
         )
-        _say_next(["When all have one: fedless fleet authority roll-over"])
+        return entered, ["When all have one: fedless fleet authority roll-over"]
+    _hold_back(settings, {TrustKind.AUTHORITY.value, CERTIFICATE}, force=force)
+    _check_helper(settings, now)
+    entered = rollover.retire(directory, name, _clock())
+    typer.echo("settled: the old authority is dropped everywhere, and its key is removed.")
+    return entered, [*_by_hand(settings), "Claims of before are void: issue new ones."]
+
+
+@contextmanager
+def taken_up(folder: Path) -> Iterator[None]:
+    """What is written here is taken up by the service of this folder at its end, if one runs.
+
+    Raises `FedlessError`, the files being written, when the service cannot take them up.
+    """
+    try:
+        access = read_access(folder)
+    except FedlessError:  # no operator's files here, or it has never started
+        access = None
+    yield
+    fix = "Let it: `systemctl reload fedless-aggregator`, or start it again."
+    if access is None:
+        typer.echo(f"If the aggregator runs, it has not been told. {fix}", err=True)
+        return
+    try:
+        with Link(access) as operator:
+            changed = operator.reload()
+    except PeerError as error:
+        if error.code is not Code.AGGREGATOR_UNREACHABLE:
+            detail = f"It is written, but the running aggregator cannot take it up: {error.detail or error}"
+            raise LocalError(
+                error.code, detail, fix="Mend that; then `fedless aggregator reload`."
+            ) from error
+        typer.echo("The aggregator does not run; it takes this up when it starts.", err=True)
     else:
-        _hold_back(settings, {TrustKind.AUTHORITY.value, CERTIFICATE}, force=force)
-        _check_helper(settings, now)
-        entered = rollover.retire(directory, name, _clock())
-        typer.echo(
-            "settled: the old authority is dropped everywhere with the next start, and its key is removed."
-        )
-        _say_next([*_by_hand(settings), "Claims of before are void: issue new ones."])
-    if rollover.renewed_operator(folder / "operator", entered, _clock()):
-        typer.echo(
-            f"{folder / 'operator'} has its new files; copies of it elsewhere need them, too.", err=True
-        )
+        typer.echo(f"The running aggregator has taken it up: {', '.join(changed) or 'nothing new'}.")
 
 
 def _by_hand(settings: Settings) -> list[str]:
@@ -163,7 +200,7 @@ def _by_hand(settings: Settings) -> list[str]:
 
 def _say_next(more: Iterable[str]) -> None:
     steps = [
-        "Restart the aggregator. It asks devices to renew, those that are there and each one that comes;",
+        "The aggregator asks devices to renew, those that are there and each one that comes;",
         "`fedless fleet list` shows who is behind (lacks).",
     ]
     typer.echo("Next:", err=True)

@@ -194,6 +194,11 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/fedless.v1.Operator/Reload',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ReloadReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -410,6 +415,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Takes the fleet's keys, authorities and certificates up from their files, as they are now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -572,6 +584,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ShowLedger,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ReloadRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ReloadReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1438,6 +1455,33 @@ class Operator:
             '/fedless.v1.Operator/ShowLedger',
             fedless_dot_v1_dot_operator__pb2.ShowLedgerRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.ShowLedgerReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/Reload',
+            fedless_dot_v1_dot_operator__pb2.ReloadRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ReloadReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,8 @@ class OperatorStub:
     """Revokes a client and forgets it; its past rounds stay."""
     ShowLedger: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ShowLedgerRequest, _operator_pb2.ShowLedgerReply]
     """What each client's data was spent on by differential privacy."""
+    Reload: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReloadRequest, _operator_pb2.ReloadReply]
+    """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -139,6 +141,8 @@ class OperatorAsyncStub(OperatorStub):
     """Revokes a client and forgets it; its past rounds stay."""
     ShowLedger: _aio.UnaryUnaryMultiCallable[_operator_pb2.ShowLedgerRequest, _operator_pb2.ShowLedgerReply]  # type: ignore[assignment]
     """What each client's data was spent on by differential privacy."""
+    Reload: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReloadRequest, _operator_pb2.ReloadReply]  # type: ignore[assignment]
+    """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -384,5 +388,13 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ShowLedgerReply, _abc.Awaitable[_operator_pb2.ShowLedgerReply]]:
         """What each client's data was spent on by differential privacy."""
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _operator_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReloadReply, _abc.Awaitable[_operator_pb2.ReloadReply]]:
+        """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

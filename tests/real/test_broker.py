@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 
 from aggregator.authority import Authority
 from aggregator.broker import Broker, BrokerFiles, _account, _home
-from aggregator.founding import Ports, found_fleet
+from aggregator.founding import Ports, found_fleet, renew_server
 from aggregator.wake import NO_SESSION, MqttAccess, MqttWaker
 from fedless.protocol import identity
 from fedless.protocol.errors import Code, LocalError
@@ -66,8 +66,8 @@ class Device:
             protocol=mqtt.MQTTv5,
             reconnect_on_failure=False,
         )
-        context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cadata=world.authority.pem.decode())
+        context = self.context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+        self.believe(world.authority.pem)
         if who is not None:
             chain, key = world.folder / f"{client_id}.pem", world.folder / f"{client_id}.key"
             chain.write_bytes(who.chain)
@@ -78,6 +78,9 @@ class Device:
         self.client.on_message = lambda _c, _u, m: self.inbox.put((m.topic, bytes(m.payload)))
         self.client.on_subscribe = lambda *_: self.granted.put(None)
         self.client.on_publish = lambda *a: self.published.put(a[3].value)
+
+    def believe(self, authority_pem: bytes) -> None:
+        self.context.load_verify_locations(cadata=authority_pem.decode())
 
     def connect(self) -> Device:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -357,6 +360,45 @@ async def test_queue_survives_a_restart_of_the_broker(tmp_path: Path, free_port:
         await restarted.waker.stop()
         await restarted.broker.stop()
         shutil.rmtree(restarted.broker._home)
+
+
+async def test_broker_and_waker_follow_a_new_authority(world: World) -> None:
+    """Neither is made anew by the service: who was certified by the new one is let in, and what waited is kept."""
+    old, sleeper = world.authority, world.device("sleeper", clean=False)
+    with connected(sleeper):
+        sleeper.subscribe("fedless/v1/home/wake/sleeper")
+    new = Authority.create("home", now_ms(), follows=True)
+    world.authority = new
+    stranger = world.device("dev-1")
+    stranger.believe(old.pem)
+    assert await asyncio.to_thread(stranger.refused)
+    assert (await world.waker.wake("sleeper", b"wake up", in_a_minute())).delivered
+
+    both = old.pem + new.pem
+    home = world.home
+    world.waker.follow(
+        MqttAccess(
+            "home", (f"127.0.0.1:{world.broker.port}",), both,
+            home / "aggregator" / "cert.pem", home / "aggregator" / "cert.key",
+        )
+    )  # fmt: skip
+    lists = b"".join(authority.revocation_list([], now_ms()) for authority in (old, new))
+    first = world.broker.port
+    await world.broker.follow(old.pem, lists)
+    assert world.waker.is_connected(), "nothing new disturbs nobody"
+    renew_server(home / "broker", new, identity.Role.BROKER, now_ms())
+    await world.broker.follow(both, lists)
+    assert world.broker.port == first
+    await until(world.waker.is_connected)
+    newcomer = world.device("dev-2")
+    awake = Device(world, "sleeper", Credentials(*_files(world, "sleeper")), clean=False)
+    for device in (newcomer, awake):
+        device.believe(both)
+    with connected(newcomer, awake):
+        assert await eventually(awake) == ("fedless/v1/home/wake/sleeper", b"wake up")
+        newcomer.subscribe("fedless/v1/home/wake/dev-2")
+        assert (await world.waker.wake("dev-2", b"you, too", in_a_minute())).delivered
+        assert await eventually(newcomer) == ("fedless/v1/home/wake/dev-2", b"you, too")
 
 
 async def test_broker_ends_with_a_killed_aggregator_and_the_next_one_starts(

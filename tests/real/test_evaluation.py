@@ -46,7 +46,7 @@ def images(count: int) -> dict[str, np.ndarray]:
 
 async def test_a_model_is_judged_on_every_example(tmp_path: Path) -> None:
     blobs, bundle, model, test_set = await stored(tmp_path, **images(70))  # two batches and a part of one
-    evaluator = Evaluator(blobs, tmp_path / "functions", PUBLISHERS)
+    evaluator = Evaluator(blobs, tmp_path / "functions", lambda: PUBLISHERS)
     checked = evaluator.check(bundle).model
     assert checked is not None
     assert checked.parameters == PARAMETERS
@@ -61,21 +61,21 @@ async def test_a_test_set_that_does_not_fit_is_told(tmp_path: Path) -> None:
     arrays = images(5) | {"x": np.zeros((5, 7), np.float32)}
     blobs, bundle, model, test_set = await stored(tmp_path, **arrays)
     with pytest.raises(FedlessError) as failure:
-        await Evaluator(blobs, tmp_path / "functions", PUBLISHERS).evaluate(bundle, model, test_set)
+        await Evaluator(blobs, tmp_path / "functions", lambda: PUBLISHERS).evaluate(bundle, model, test_set)
     assert failure.value.code is Code.DATA_SHAPE
 
 
 async def test_bundle_of_an_unknown_publisher_is_refused(tmp_path: Path) -> None:
     blobs, bundle, *_ = await stored(tmp_path, **images(1))
     with pytest.raises(FedlessError) as failure:
-        Evaluator(blobs, tmp_path / "functions", {}).check(bundle)
+        Evaluator(blobs, tmp_path / "functions", dict).check(bundle)
     assert failure.value.code is Code.BUNDLE_PUBLISHER
 
 
 async def test_a_cancelled_evaluation_leaves_no_process(tmp_path: Path) -> None:
     blobs, bundle, model, test_set = await stored(tmp_path, **images(20_000))
     judging = asyncio.create_task(
-        Evaluator(blobs, tmp_path / "functions", PUBLISHERS).evaluate(bundle, model, test_set)
+        Evaluator(blobs, tmp_path / "functions", lambda: PUBLISHERS).evaluate(bundle, model, test_set)
     )
     others = set(psutil.Process().children())
     children: set[psutil.Process] = set()

@@ -1,9 +1,13 @@
-"""A fleet replaces its ticket key and its authority; one device is there all the time, one is away until the end."""
+"""A fleet replaces its ticket key and its authority while its service runs, one and the same process to the end.
+
+One device is there all the time, one is away until the end.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +26,7 @@ BOUND_S = 120.0
 
 
 @pytest.mark.skipif(
-    not os.environ.get("FEDLESS_ROLL_OVER"), reason="four starts of a service: `make test-roll-over`"
+    not os.environ.get("FEDLESS_ROLL_OVER"), reason="minutes of real processes: `make test-roll-over`"
 )
 @pytest.mark.timeout(600)
 def test_fleet_rolls_over_with_one_device_there_and_one_away(
@@ -30,15 +34,15 @@ def test_fleet_rolls_over_with_one_device_there_and_one_away(
 ) -> None:
     fleet = RunningFleet(tmp_path / "fleet", ports=Ports(free_port(), free_port(), free_port()))
     fleet.start()
+    assert fleet.process is not None
     states = {name: enrolled(fleet, tmp_path / name, name, SETTINGS) for name in ("pi-1", "pi-2")}
     first = {name: Keystore(state).load() for name, state in states.items()}
-    devices = [Device(states["pi-1"])]
+    devices, process = [Device(states["pi-1"])], fleet.process
     try:
         online(fleet, devices[0], "pi-1")
 
         assert "cross-trust" in step(fleet, "authority", "roll-over")
         step(fleet, "rotate-keys", "ticket")
-        restart(fleet)
         new = now(fleet).believed[1]
         wait_until(lambda: len(known(states["pi-1"]).authorities) == 2, BOUND_S)
         wait_until(lambda: "pi-1 lacks" not in say(fleet, "fleet", "list"), BOUND_S)
@@ -50,14 +54,12 @@ def test_fleet_rolls_over_with_one_device_there_and_one_away(
 
         assert "issuing" in step(fleet, "authority", "roll-over", "--force")
         step(fleet, "rotate-keys", "ticket", "--end", "--force")
-        restart(fleet)
         wait_until(lambda: known(states["pi-1"]).issued_by == mark(new), BOUND_S)
         devices.append(Device(states["pi-2"]))  # it knows neither the authority nor the key that wakes it
         wait_until(lambda: known(states["pi-2"]).issued_by == mark(new), BOUND_S)
         wait_until(lambda: "lacks" not in say(fleet, "fleet", "list"), BOUND_S)
 
         assert "settled" in step(fleet, "authority", "roll-over")
-        restart(fleet)
         assert now(fleet).phase is Phase.SETTLED
         for name, device in zip(states, devices, strict=True):
             online(fleet, device, name)
@@ -77,6 +79,10 @@ def test_fleet_rolls_over_with_one_device_there_and_one_away(
         late = enrolled(fleet, tmp_path / "pi-3", "pi-3", SETTINGS)
         assert known(late).authorities == (new.der,)
         assert known(late).trust_numbers == known(states["pi-1"]).trust_numbers
+        hung_up = fleet.log.read_text().count("nothing_to_take_up")
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: fleet.log.read_text().count("nothing_to_take_up") > hung_up)
+        assert process.poll() is None, "it was never started again"
     finally:
         for device in devices:
             device.stop()
@@ -84,12 +90,10 @@ def test_fleet_rolls_over_with_one_device_there_and_one_away(
 
 
 def step(fleet: RunningFleet, *arguments: str) -> str:
-    return say(fleet, "fleet", *arguments)
-
-
-def restart(fleet: RunningFleet) -> None:
-    assert fleet.stop() == 0
-    fleet.start()
+    """A step in the fleet's folder, which the running service takes up before the command ends."""
+    said = say(fleet, "fleet", *arguments)
+    assert "The running aggregator has taken it up: " in said
+    return said
 
 
 def now(fleet: RunningFleet) -> Authorities:
@@ -102,9 +106,9 @@ def known(state: Path) -> Identity:
 
 def test_show_tells_phase_and_who_is_behind(tmp_path: Path) -> None:
     fleet = RunningFleet(tmp_path / "fleet")
-    assert "settled" in step(fleet, "authority", "show")
-    step(fleet, "authority", "roll-over")
-    told = step(fleet, "authority", "show")
+    assert "settled" in say(fleet, "fleet", "authority", "show")
+    assert "has not been told" in say(fleet, "fleet", "authority", "roll-over")
+    told = say(fleet, "fleet", "authority", "show")
     assert "cross-trust" in told
     assert told.count("authority  ") == 2
     assert json.loads((fleet.folder / "authority" / "rollover.json").read_text())["phase"] == "cross-trust"
