@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 
 from aggregator.authority import Authority
 from aggregator.broker import Broker, BrokerFiles, _account, _home
-from aggregator.founding import Ports, found_fleet, renew_server
+from aggregator.founding import Ports, found_fleet
 from aggregator.wake import NO_SESSION, MqttAccess, MqttWaker
 from fedless.protocol import identity
 from fedless.protocol.errors import Code, LocalError
@@ -283,9 +283,9 @@ async def test_revoked_device_is_refused_and_others_stay(world: World) -> None:
         with connected(lost):
             pass
         world.broker.revoke(world.authority.revocation_list([world.serials["lost"]], now_ms()))
-        again = Device(world, "lost", Credentials(*_files(world, "lost")))
+        again = Device(world, "lost", Credentials(*files_of(world, "lost")))
         while not await asyncio.to_thread(again.refused):  # until mosquitto has handled the signal
-            again = Device(world, "lost", Credentials(*_files(world, "lost")))
+            again = Device(world, "lost", Credentials(*files_of(world, "lost")))
         await world.waker.wake("other", b"go on", in_a_minute())
         assert (await eventually(other))[1] == b"go on"
         assert other.client.is_connected()
@@ -300,7 +300,7 @@ async def test_sleeping_device_gets_the_wake_up_that_is_still_good(world: World)
     assert (await world.waker.wake("dev-1", b"expires", soon)).delivered
     assert (await world.waker.wake("dev-1", b"still good", in_a_minute())).delivered
     await until(lambda: now_ms() > soon + 1500)  # expiry is counted in whole seconds
-    again = Device(world, "dev-1", Credentials(*_files(world, "dev-1")), clean=False)
+    again = Device(world, "dev-1", Credentials(*files_of(world, "dev-1")), clean=False)
     with connected(again):
         assert (await eventually(again))[1] == b"still good"
         await world.waker.wake("dev-1", b"last", in_a_minute())
@@ -353,52 +353,13 @@ async def test_queue_survives_a_restart_of_the_broker(tmp_path: Path, free_port:
     restarted = World(tmp_path, port=world.broker.port, authority=world.authority)
     await restarted.start()
     try:
-        again = Device(restarted, "dev-1", Credentials(*_files(world, "dev-1")), clean=False)
+        again = Device(restarted, "dev-1", Credentials(*files_of(world, "dev-1")), clean=False)
         with connected(again):
             assert (await eventually(again))[1] == b"kept"
     finally:
         await restarted.waker.stop()
         await restarted.broker.stop()
         shutil.rmtree(restarted.broker._home)
-
-
-async def test_broker_and_waker_follow_a_new_authority(world: World) -> None:
-    """Neither is made anew by the service: who was certified by the new one is let in, and what waited is kept."""
-    old, sleeper = world.authority, world.device("sleeper", clean=False)
-    with connected(sleeper):
-        sleeper.subscribe("fedless/v1/home/wake/sleeper")
-    new = Authority.create("home", now_ms(), follows=True)
-    world.authority = new
-    stranger = world.device("dev-1")
-    stranger.believe(old.pem)
-    assert await asyncio.to_thread(stranger.refused)
-    assert (await world.waker.wake("sleeper", b"wake up", in_a_minute())).delivered
-
-    both = old.pem + new.pem
-    home = world.home
-    world.waker.follow(
-        MqttAccess(
-            "home", (f"127.0.0.1:{world.broker.port}",), both,
-            home / "aggregator" / "cert.pem", home / "aggregator" / "cert.key",
-        )
-    )  # fmt: skip
-    lists = b"".join(authority.revocation_list([], now_ms()) for authority in (old, new))
-    first = world.broker.port
-    await world.broker.follow(old.pem, lists)
-    assert world.waker.is_connected(), "nothing new disturbs nobody"
-    renew_server(home / "broker", new, identity.Role.BROKER, now_ms())
-    await world.broker.follow(both, lists)
-    assert world.broker.port == first
-    await until(world.waker.is_connected)
-    newcomer = world.device("dev-2")
-    awake = Device(world, "sleeper", Credentials(*_files(world, "sleeper")), clean=False)
-    for device in (newcomer, awake):
-        device.believe(both)
-    with connected(newcomer, awake):
-        assert await eventually(awake) == ("fedless/v1/home/wake/sleeper", b"wake up")
-        newcomer.subscribe("fedless/v1/home/wake/dev-2")
-        assert (await world.waker.wake("dev-2", b"you, too", in_a_minute())).delivered
-        assert await eventually(newcomer) == ("fedless/v1/home/wake/dev-2", b"you, too")
 
 
 async def test_broker_ends_with_a_killed_aggregator_and_the_next_one_starts(
@@ -429,5 +390,5 @@ async def test_missing_mosquitto_is_a_clear_message(tmp_path: Path) -> None:
     assert "apt install mosquitto" in caught.value.fix
 
 
-def _files(world: World, client_id: str) -> tuple[bytes, bytes]:
+def files_of(world: World, client_id: str) -> tuple[bytes, bytes]:
     return (world.folder / f"{client_id}.key").read_bytes(), (world.folder / f"{client_id}.pem").read_bytes()
