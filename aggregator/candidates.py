@@ -18,7 +18,7 @@ from aggregator.masked import Choose
 from aggregator.means import Means
 from aggregator.members import Terms
 from aggregator.selection import SELECTIONS, WITHOUT_A_PAST, back_off
-from aggregator.selection.draw import Draw
+from aggregator.selection.draw import Draw, History
 from aggregator.store import late, participation, rounds
 from aggregator.strategies.base import Strategy
 from aggregator.tasks import TaskSettings
@@ -103,13 +103,17 @@ class Candidates:
 
     async def choice(self, terms: Terms, records: Sequence[ClientRecord]) -> Choose:
         """How the task draws among these for this round."""
-        name, histories = self._settings.cohort.selection, {}
+        name, run_id = self._settings.cohort.selection, terms.run_id
+        histories: Mapping[str, History] = {}
+        gains: Sequence[float] = ()
         if name not in WITHOUT_A_PAST:
-            histories = await self._means.database.run(lambda c: participation.histories(c, terms.run_id))
+            histories, gains = await self._means.database.run(
+                lambda c: (participation.histories(c, run_id), participation.gains(c, run_id))
+            )
         progress = terms.model_version / self._settings.rounds
 
         def choose(count: int, randomness: bytes) -> list[str]:
-            draw = Draw(count, randomness, terms.number, progress, histories)
+            draw = Draw(count, randomness, terms.number, progress, histories, gains)
             return SELECTIONS[name](records, draw)
 
         return choose

@@ -279,7 +279,14 @@ class Registrar:
             else set()
         )
         return [
-            ClientRecord(row.client_id, row.online, row.last_seen_ms, row.not_before_ms, row.labels)
+            ClientRecord(
+                row.client_id,
+                row.online,
+                row.last_seen_ms,
+                row.not_before_ms,
+                row.labels,
+                row.profile.get("cores", 0),
+            )
             for row in rows
             if row.state == store.ENROLLED and row.client_id not in strangers
         ]

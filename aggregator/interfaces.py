@@ -35,13 +35,16 @@ class Receipt:
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """An enrolled client that is not revoked; `last_seen_ms` 0: never, `not_before_ms` 0: eligible now."""
+    """An enrolled client that is not revoked; `last_seen_ms` 0: never, `not_before_ms` 0: eligible now, `cores`
+    as it told (0: not yet; a cloud function never does).
+    """  # noqa: D205
 
     client_id: str
     online: bool = False
     last_seen_ms: int = 0
     not_before_ms: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    cores: int = 0
 
 
 class Waker(Protocol):

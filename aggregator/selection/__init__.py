@@ -10,7 +10,7 @@ from aggregator.selection.draw import Draw
 from aggregator.selection.fedlesscan import fedlesscan
 from aggregator.selection.oort import oort
 from aggregator.selection.uniform import uniform
-from aggregator.selection.weighted import weighted
+from aggregator.selection.weighted import capacity, weighted
 
 Selection = Callable[[Sequence[ClientRecord], Draw], list[str]]
 """From candidates and what is wanted to the ids of the chosen (at most as many)."""
@@ -18,12 +18,13 @@ Selection = Callable[[Sequence[ClientRecord], Draw], list[str]]
 SELECTIONS: dict[str, Selection] = {
     "uniform": uniform,
     "weighted": weighted,
+    "capacity": capacity,
     "fedlesscan": fedlesscan,
     "apodotiko": apodotiko,
     "oort": oort,
 }
 """By the name that a task gives; a user's own are added by `own.load`."""
-WITHOUT_A_PAST = frozenset({"uniform", "weighted"})
+WITHOUT_A_PAST = frozenset({"uniform", "weighted", "capacity"})
 """Those that do not need `Draw.histories`."""
 
 

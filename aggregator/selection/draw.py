@@ -44,7 +44,8 @@ class Draw:
     """One drawing: `count` clients are wanted for training round `number`.
 
     `randomness` is 32 bytes; the same bytes and candidates give the same choice. `progress` is the share of the run's
-    models that are made, 0 to 1. A client without an entry in `histories` was never selected in this run.
+    models that are made, 0 to 1. A client without an entry in `histories` was never selected in this run. `gains`: of
+    each committed round so far, in order, its reports' examples times their mean loss, summed up; 0 under masks.
     """
 
     count: int
@@ -52,6 +53,7 @@ class Draw:
     number: int = 1
     progress: float = 0.0
     histories: Mapping[str, History] = field(default_factory=dict)
+    gains: Sequence[float] = ()
 
     def generator(self) -> np.random.Generator:
         """The drawing's stream of random numbers, from its beginning."""

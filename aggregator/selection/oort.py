@@ -6,16 +6,21 @@ cohort, 0.9 at first and 0.98 of that with each round down to 0.2, explores clie
 are drawn in proportion to their utility among those of at least 95 % of the last wanted one's. Utilities above the
 95th percentile count as that; who was asked more than `PARTICIPATIONS` times comes last.
 
+The pacer (algorithm 1, lines 5 to 8) makes T longer by a step when the utility that the last `WINDOW` rounds gathered
+is less than that of the window before: then the fast clients have little left to tell, and slower ones are worth their
+time.
+
 Three points are our own. The paper takes the root of the mean squared loss of single examples; reports tell the mean
-loss, which stands for it. T is the median of the known training times, where the paper's pacer moves it from window to
-window. And who missed its last round waits until the others are too few.
+loss, which stands for it. T is a percentile of the known training times, so that it means the same for clients of
+seconds and of hours: the median at first, `PACE` further with each step. And who missed its last round waits until the
+others are too few.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,6 +32,9 @@ CUT_OFF = 0.95
 PERCENTILE = 95.0
 ALPHA = 2.0
 PARTICIPATIONS = 10
+WINDOW = 20
+BEGIN, PACE, END = 50.0, 5.0, 100.0
+"""Percentiles of the training times: T at first, the pacer's step, and the longest T."""
 
 
 def oort(candidates: Sequence[ClientRecord], draw: Draw) -> list[str]:
@@ -53,11 +61,18 @@ def waits(history: History) -> bool:
     return history.selected > PARTICIPATIONS or history.recent[0].missed
 
 
-def utilities(histories: Sequence[History], number: int) -> list[float]:
-    """Each client's utility, above 0, for round `number`."""
+def pace(gains: Sequence[float]) -> float:
+    """The percentile of training times that T is, after rounds that gathered these utilities, the oldest first."""
+    windows = [sum(gains[at : at + WINDOW]) for at in range(0, len(gains) - WINDOW + 1, WINDOW)]
+    steps = sum(later < earlier for earlier, later in pairwise(windows))
+    return min(END, BEGIN + PACE * steps)
+
+
+def utilities(histories: Sequence[History], number: int, gains: Sequence[float] = ()) -> list[float]:
+    """Each client's utility, above 0, for round `number`, behind rounds that gathered `gains`."""
     newest = [_last_counted(history) for history in histories]
     times = [past.took_ms for past in newest if past is not None]
-    preferred = median(times) if times else 1.0
+    preferred = float(np.percentile(times, pace(gains))) if times else 1.0
     statistical = np.array([_statistical(past) for past in newest])
     if len(statistical):
         statistical = np.minimum(statistical, np.percentile(statistical, PERCENTILE))
@@ -71,7 +86,7 @@ def utilities(histories: Sequence[History], number: int) -> list[float]:
 def _exploit(ready: Sequence[str], draw: Draw, count: int, generator: np.random.Generator) -> list[str]:
     if count <= 0 or not ready:
         return []
-    found = utilities([draw.history(client_id) for client_id in ready], draw.number)
+    found = utilities([draw.history(client_id) for client_id in ready], draw.number, draw.gains)
     cut_off = CUT_OFF * sorted(found, reverse=True)[min(count, len(found)) - 1]
     pool = [(client_id, value) for client_id, value in zip(ready, found, strict=True) if value >= cut_off]
     weights = [math.log(max(value, 1e-12)) for _, value in pool]

@@ -1,4 +1,4 @@
-"""*Pure.* Selection by label: a client with `weight=3` is drawn as readily as three without a label."""
+"""*Pure.* Selection by weight: a client's label `weight=3`, or three cores, draw it as readily as three others."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ LABEL = "weight"
 
 
 def weighted(candidates: Sequence[ClientRecord], draw: Draw) -> list[str]:
-    """The ids of `draw.count` candidates (or all, if fewer), without repetition, sorted."""
-    order = weighted_order(
-        [record.client_id for record in candidates],
-        [math.log(weight(record.labels)) for record in candidates],
-        draw.generator(),
-    )
-    return sorted(order[: draw.count])
+    """By labels: the ids of `draw.count` candidates (or all, if fewer), without repetition, sorted."""
+    return _drawn(candidates, [weight(record.labels) for record in candidates], draw)
+
+
+def capacity(candidates: Sequence[ClientRecord], draw: Draw) -> list[str]:
+    """By processor cores, as devices told them (1 where that is not known): as `weighted`."""
+    return _drawn(candidates, [max(1, record.cores) for record in candidates], draw)
+
+
+def _drawn(candidates: Sequence[ClientRecord], weights: Sequence[float], draw: Draw) -> list[str]:
+    ids, logs = [record.client_id for record in candidates], [math.log(each) for each in weights]
+    return sorted(weighted_order(ids, logs, draw.generator())[: draw.count])
 
 
 def weight(labels: Mapping[str, str]) -> float:

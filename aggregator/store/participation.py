@@ -73,6 +73,20 @@ def missed(connection: Connection, run_id: str) -> dict[str, Missed]:
     return found
 
 
+def gains(connection: Connection, run_id: str) -> list[float]:
+    """`Draw.gains` of a run."""
+    query = (
+        select(rounds.c.metrics)
+        .where(rounds.c.run_id == run_id, rounds.c.kind == Kind.TRAIN.value)
+        .where(rounds.c.phase == Phase.COMMITTED.value)
+        .order_by(rounds.c.number)
+    )
+    return [
+        metrics.get("train_loss", 0.0) * metrics.get("train_examples", 0.0)
+        for metrics in connection.scalars(query)
+    ]
+
+
 def _failed(row: Row[*tuple[Any, ...]]) -> bool:
     if row.loss in NO_FAILURE or (row.loss == Loss.SURPLUS and row.checked_in_at_ms):
         return False

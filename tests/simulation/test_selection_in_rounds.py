@@ -46,6 +46,19 @@ async def test_a_clients_history_is_what_happened(world: World) -> None:
     assert (slow.reported, slow.took_ms > 5000) == (False, True)
 
 
+async def test_a_selection_is_told_what_each_round_gathered(world: World) -> None:
+    """Examples times mean loss, summed over the reports; a round that was abandoned is not among them."""
+    run_id = await world.start(task(rounds=2, size=2, minimum=2, over_selection=1.0))
+    for client_id in await world.cohort(2):
+        await world.report(client_id, examples=10)
+    await world.phase(run_id, "committed")
+    await world.phase(run_id, "collecting", 2)
+    await world.asleep()
+    world.clock.advance(1_000_000)
+    await world.phase(run_id, "abandoned", 2)
+    assert await world.database.run(lambda c: participation.gains(c, run_id)) == [40.0]
+
+
 @pytest.mark.parametrize("name", ["fedlesscan", "apodotiko"])
 async def test_everybody_has_a_turn_before_anybody_has_a_second(tmp_path: Path, name: str) -> None:
     world = World(tmp_path, count=6)

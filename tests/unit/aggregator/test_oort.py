@@ -12,7 +12,7 @@ import pytest
 from aggregator import tasks
 from aggregator.interfaces import ClientRecord
 from aggregator.selection.draw import Draw, History, Past
-from aggregator.selection.oort import PARTICIPATIONS, oort, share_of_new, utilities
+from aggregator.selection.oort import PARTICIPATIONS, WINDOW, oort, pace, share_of_new, utilities
 from fedless.protocol.errors import LocalError
 
 
@@ -37,6 +37,25 @@ def test_utility_is_examples_times_loss_with_a_bonus_and_a_penalty_for_the_slow(
     bonus = math.sqrt(0.1 * math.log(4) / 1)
     expected = [1 + bonus, 0.5 + bonus, (1 + bonus) / 4]
     assert utilities(known, 4) == pytest.approx(expected)
+
+
+def test_the_pacer_gives_the_slow_more_time_when_a_window_gathered_less_than_the_one_before() -> None:
+    """Windows of 20 rounds: 20 x 3, 20 x 2 (less: a step), 20 x 2 (not less), 20 x 1 (less: a step), then 19 rounds."""
+    gains = [3.0] * WINDOW + [2.0] * (2 * WINDOW) + [1.0] * WINDOW + [0.5] * (WINDOW - 1)
+    after = [pace(gains[:rounds]) for rounds in (0, 20, 39, 40, 60, 79, 80, 99)]
+    assert after == [50.0, 50.0, 50.0, 55.0, 55.0, 55.0, 60.0, 60.0]
+    assert pace([float(-number) for number in range(40 * WINDOW)]) == 100.0, "at most the slowest's time"
+
+
+def test_the_pacer_moves_the_time_that_costs_nothing() -> None:
+    """Times 100, 200, 300: T is 200, and 300 ms cost (2/3)^2; ten steps later T is 300, and nobody pays."""
+    known = [history(10, 1.0, ms) for ms in (100, 200, 300)]
+    bonus = math.sqrt(0.1 * math.log(400) / 1)
+    assert utilities(known, 400) == pytest.approx([1 + bonus, 1 + bonus, (1 + bonus) * 4 / 9])
+    falling = [float(400 - number) for number in range(11 * WINDOW)]
+    assert utilities(known, 400, falling) == pytest.approx([1 + bonus] * 3)
+    one_step = falling[: 2 * WINDOW]  # T is the 55th percentile: 210
+    assert utilities(known, 400, one_step)[2] == pytest.approx((1 + bonus) * 0.49)
 
 
 def test_who_was_counted_long_ago_gains() -> None:

@@ -85,6 +85,12 @@ def test_weights_are_shares_of_the_first_draw() -> None:
     assert abs(counts["heavy"] / 2000 - 0.75) < 0.05
 
 
+def test_capacity_is_cores() -> None:
+    records = [ClientRecord("untold"), ClientRecord("board", cores=3)]
+    counts = Counter(SELECTIONS["capacity"](records, Draw(1, seed.to_bytes(32)))[0] for seed in range(2000))
+    assert abs(counts["board"] / 2000 - 0.75) < 0.05
+
+
 @pytest.mark.parametrize("value", ["", "much", "0", "-2", "nan", "inf"])
 def test_a_label_that_is_no_weight_counts_as_1(value: str) -> None:
     assert weight({"weight": value}) == weight({}) == 1.0
