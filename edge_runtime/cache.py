@@ -1,7 +1,8 @@
 """Blobs by digest on this disk, `DIR/cache/<sha256 hex>`: models and bundles, bounded, least recently used out first.
 
 An unfinished download is `<digest>.part`, and goes on from its end. A file without that suffix was whole and verified
-when it was renamed; it is verified again on every use, since an SD card forgets. Called by the participant.
+when it was renamed; it is verified again on every use, since an SD card forgets, and so does a power cut before
+`settle`. Called by the participant.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Cache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self._unsettled: list[Path] = []
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def find(self, digest: bytes) -> Path | None:
@@ -43,6 +45,22 @@ class Cache:
     def part(self, digest: bytes) -> Download:
         """A download of a blob, begun or to be begun."""
         return Download(self, digest)
+
+    def settle(self) -> None:
+        """Sync what came since the last time. A power cut before costs its download: it is verified on every use."""
+        files, self._unsettled = self._unsettled, []
+        try:
+            for path in files:
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    os.fsync(file.fileno())
+            if files:
+                sync_folder(self.folder)
+        except OSError as error:
+            raise _explained(error, self.folder) from error
+
+    def came(self, path: Path) -> None:
+        """A download is whole."""
+        self._unsettled.append(path)
 
     def size(self) -> int:
         """Bytes in it, unfinished downloads included."""
@@ -106,7 +124,7 @@ class Download:
         self.offset += len(data)
 
     def finish(self) -> Path:
-        """Verify, sync, rename. Raises `PeerError(WRONG_DIGEST)`, and removes what came, if it is not the blob.
+        """Verify, rename. Raises `PeerError(WRONG_DIGEST)`, and removes what came, if it is not the blob.
 
         When part of it came earlier, the disk may be at fault, and the error says that trying again makes sense.
         """
@@ -119,12 +137,11 @@ class Download:
             )
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())
         except OSError as error:
             raise _explained(error, self._cache.folder) from error
         target = self._cache.folder / self._digest.hex()
         self._path.rename(target)
-        sync_folder(self._cache.folder)
+        self._cache.came(target)
         return target
 
     def discard(self) -> None:

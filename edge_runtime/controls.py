@@ -8,13 +8,14 @@ fact in the journal; naming the same one again changes nothing, so any step may 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from edge_runtime.disk import write_whole
-from edge_runtime.host import Memory
-from edge_runtime.optimizers import Vector
 from fedless.protocol.errors import Code, LocalError
+
+if TYPE_CHECKING:
+    from edge_runtime.host import Memory
+    from edge_runtime.optimizers import Vector
 
 RUNS_KEPT = 4
 """The oldest runs' variates are forgotten: such a client begins from zeros again."""
@@ -35,6 +36,8 @@ class Controls:
 
     def put(self, run_id: str, round_id: int, change: Vector) -> None:
         """Store what the variate is if this round's report is counted. Raises `LocalError(DISK_FULL)`."""
+        import numpy as np  # noqa: PLC0415  (most rounds keep none, and a participant starts sooner without)
+
         before = self.own(run_id, change.size)
         after = change if before is None else np.fromfile(before, "<f4") + change
         try:

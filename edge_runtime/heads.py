@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge_runtime import partial
 from edge_runtime.disk import sync_folder, write_whole
-from edge_runtime.optimizers import Vector
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.layout import Layout
+
+if TYPE_CHECKING:
+    from edge_runtime.optimizers import Vector
+    from fedless.protocol.layout import Layout
 
 FOLDER = "heads"
 RUNS_KEPT = 4
@@ -60,6 +62,8 @@ class Heads:
 
     def put(self, run_id: str, round_id: int, bundle: str, layout: Layout, head: Vector) -> None:
         """Keep what a round made. Raises `LocalError(DISK_FULL)`."""
+        from edge_runtime import partial  # noqa: PLC0415  (numpy: most rounds keep no head)
+
         data = partial.to_bytes(bundle, layout, head)
         with self._explained():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,6 +187,8 @@ class Heads:
 
 def _described(file: Path) -> tuple[str, Layout | None]:
     """A file's bundle and layout; None if it is damaged or gone."""
+    from edge_runtime import partial  # noqa: PLC0415  (see `put`)
+
     try:
         bundle, layout, _ = partial.from_bytes(file.read_bytes())
     except (OSError, LocalError):

@@ -6,8 +6,11 @@ On a device, `Memory` is the journal and `Instances` are `starts`; in a cloud fu
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from edge_runtime.jobs import JobKind, Place
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Unpacked
@@ -75,10 +78,28 @@ class Pausing(Protocol):
 class Instances(Protocol):
     """Where the process that trains comes from, and how it is confined."""
 
-    def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
-        """An instance for this version of a function; `model` is the digest of the model that it works on."""
+    def take(
+        self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int, place: Place | None = None
+    ) -> Instance:
+        """An instance for this version of a function; `model` is the digest of the model that it works on.
+
+        `place`: where its job will be done; an instance that was prepared for another is not given.
+        """
         ...
 
     def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:
         """What the instance does to itself; empty where the platform has done it."""
         ...
+
+
+def place(kind: JobKind, unpacked: Unpacked, config: EdgeConfig, here: Instances) -> Place:
+    """What of a round's job this host knows before the aggregator has said anything. Raises `LocalError(DATA_MISSING)`."""
+    memory_mb = config.memory_mb(unpacked.manifest)
+    return Place(
+        kind=kind,
+        function_dir=str(unpacked.directory.absolute()),
+        data=asdict(config.source(unpacked.manifest.data_mounts)),
+        threads=config.limits.threads,
+        memory_mb=memory_mb,
+        confinement=here.confinement(unpacked, config, memory_mb),
+    )

@@ -1,7 +1,8 @@
 """The parent's side of an instance: start the child process, give it one job, read its events, end it.
 
 Called by the participant, and by the aggregator for central evaluation. `Instance.start` may be called before
-the job is known: the child imports numpy and the runtime meanwhile, which is most of a cold start. An
+the job is known: the child imports numpy and the runtime meanwhile, which is most of a cold start; and `prepare` when
+its place is known: the child locks itself in, reads its data and loads its graph. An
 instance takes one job and then ends; whatever it does, it ends with its whole process group by the deadline,
 and what it says is bounded.
 """
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edge_runtime import sandbox
-from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, Outcome, frame
+from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, Outcome, Place, frame
 from edge_runtime.process import Child, Process
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
@@ -46,6 +47,7 @@ class Instance:
         self._buffer = bytearray()
         self._lock = threading.Lock()
         self._used = self._running = False
+        self._place: Place | None = None
         self.over: Callable[[], None] = _nothing
         """Called once, when it has ended."""
         self._started_ms = time.monotonic() * 1000
@@ -71,6 +73,16 @@ class Instance:
         """A cold instance's process id, which is also its process group; 0 for a warm one, whose server knows it."""
         return self._process.pid if isinstance(self._process, Child) else 0
 
+    def prepare(self, place: Place) -> None:
+        """Tell the child where its job will be, before the job is known. What goes wrong there, `run` raises."""
+        self._place = place
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._link.sendall(frame(place.to_json()))
+
+    def fits(self, place: Place | None) -> bool:
+        """Whether a job at that place can be run: no other was prepared."""
+        return self._place is None or self._place == place
+
     def run(self, job: Job, *, timeout_ms: int, on_event: OnEvent | None = None) -> Outcome:
         """Give the child its job and wait for the outcome, at most `timeout_ms`; then the instance is over.
 
@@ -81,6 +93,8 @@ class Instance:
         with self._lock:
             if self._used:
                 raise LocalError(Code.WRONG_STATE, "An instance takes one job.")
+            if not self.fits(job.place):
+                raise LocalError(Code.WRONG_STATE, "The instance was prepared for another job.")
             self._used = self._running = True
         since = time.monotonic()
         try:

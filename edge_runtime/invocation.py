@@ -10,25 +10,24 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime import bundle
 from edge_runtime.cache import Cache, remove_unused_functions
 from edge_runtime.checkin import BUDGET_S, ask
 from edge_runtime.clock import unix_ms
 from edge_runtime.config import EdgeConfig
-from edge_runtime.host import Instances, Memory, Pausing
+from edge_runtime.host import Instances, Memory, Pausing, place
 from edge_runtime.jobs import Job, JobKind, Outcome, Part
 from edge_runtime.keystore import Identity
 from edge_runtime.link import Link, patiently
 from edge_runtime.log import say
+from edge_runtime.reports import check_outcome, control_change, dimension, report, split
+from edge_runtime.timings import Timings, monotonic_ms
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.crypto import start_digest
@@ -36,6 +35,9 @@ from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Encoding, Kind, Mode, Offer, ReportHeader, Task, Ticket
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edge_runtime.controls import Controls
     from edge_runtime.heads import Heads
     from edge_runtime.masked import Masks
@@ -45,30 +47,6 @@ FUNCTIONS_KEPT = 16
 REPORTER_WAITS_S = 30.0
 """A reporter waits this long for the unmask request before it sleeps."""
 HOLDER_WAITS_S = 20.0
-INSTANCE_PARTS = frozenset({"data_ms", "load_ms", "train_ms"})
-
-
-@dataclass
-class Timings:
-    """Milliseconds of one invocation by phase, and what it weighed. `received` is CLOCK_MONOTONIC of the wake-up."""
-
-    received: float
-    phases: dict[str, float] = field(default_factory=dict)
-    peak_rss_mb: float = 0.0
-    start: str = "cold"
-
-    def instance(self, outcome: Outcome) -> None:
-        """Note what the instance told of its own run: reading its data, loading the graph, training."""
-        self.peak_rss_mb = outcome.peak_rss_mb
-        for name, ms in outcome.timings_ms.items():
-            if name in INSTANCE_PARTS:
-                self.phases[f"instance_{name.removesuffix('_ms')}"] = ms
-
-    def lap(self, name: str, since: float) -> float:
-        """Note the time since `since` (monotonic ms) under `name`; the present moment."""
-        now = monotonic_ms()
-        self.phases[name] = round(now - since, 3)
-        return now
 
 
 @dataclass(frozen=True)
@@ -106,12 +84,19 @@ class Invocation:
     pausing: Pausing | None = None
     heads: Heads | None = None
     _masks: Masks | None = field(init=False, default=None)
+    _heard: tuple[int, int] | None = field(init=False, default=None)
 
     def run(self, ticket: Ticket, timings: Timings) -> Finished:
         """Do the round, up to a finished report that is not stored yet.
 
         Raises `FedlessError`; `PeerError(UNFINISHED)` when a training is to be gone on with by a later invocation.
         """
+        try:
+            return self._run(ticket, timings)
+        finally:
+            self._settle()
+
+    def _run(self, ticket: Ticket, timings: Timings) -> Finished:
         at = monotonic_ms()
         offer = self._check_in(ticket)
         until = monotonic_ms() + offer.deadline_at_ms - offer.now_ms
@@ -133,10 +118,10 @@ class Invocation:
         timings.instance(outcome)
         self._pause(ticket, outcome)
         outcome = self._keep_head(ticket, task, outcome)
-        change = _control_change(ticket, task, outcome)
+        change = control_change(ticket, task, outcome)
         if opened is None:
-            return Finished(_report(ticket, task, offer, outcome), outcome.payload, control_change=change)
-        _check_outcome(outcome, 4 * _dimension(ticket, task))
+            return Finished(report(ticket, task, offer, outcome), outcome.payload, control_change=change)
+        check_outcome(outcome, 4 * dimension(ticket, task))
         masked = self.masks().mask(opened, outcome.payload, outcome.examples, outcome.sums)
         timings.lap("mask", at)
         return Finished(*masked, awaits_unmasking=task.mode is Mode.PAIRWISE, control_change=change)
@@ -146,6 +131,7 @@ class Invocation:
         if ticket.kind is Kind.EPOCH:
             self.identity.policy.check_mode(Mode.PAIRWISE)
             offer = self._check_in(ticket)
+            self._settle()
             until = time.monotonic() + (offer.deadline_at_ms - offer.now_ms) / 1000
             self.masks().join(ticket, offer, until)
         elif not self.masks().answer(ticket.round_id, HOLDER_WAITS_S):
@@ -170,8 +156,18 @@ class Invocation:
         if mark:  # masked rounds are likely: import what they need while the aggregator thinks
             Thread(target=import_module, args=("edge_runtime.masked",), daemon=True).start()
         offer = ask(self.link, ticket, mark)
-        self.journal.set_clock(offer.now_ms, unix_ms())
+        self._heard = (offer.now_ms, unix_ms())
         return offer
+
+    def _settle(self) -> None:
+        """What is to be on the disk by the end of a round, but not before anything is said: while the instance works.
+
+        The aggregator's clock, and what was downloaded: after a power cut it is told, or asked for, once more.
+        """
+        heard, self._heard = self._heard, None
+        if heard is not None:
+            self.journal.set_clock(*heard)
+        self.cache.settle()
 
     def _judge(self, ticket: Ticket, offer: Offer) -> Task:
         """The task, if it is the one that was signed and is allowed here."""
@@ -194,7 +190,7 @@ class Invocation:
             raise PeerError(
                 Code.WRONG_ENCODING, f"Expected float32 in a plain round, found {offer.encoding.name}."
             )
-        expected = 4 * _dimension(ticket, task)
+        expected = 4 * dimension(ticket, task)
         if offer.report_bytes != expected:
             detail = f"Expected a report of {expected} bytes, found {offer.report_bytes} asked for."
             raise PeerError(Code.WRONG_LENGTH, detail)
@@ -254,18 +250,13 @@ class Invocation:
             own = self.controls.own(ticket.run_id, task.parameters)
         head = self._head(ticket, task)
         held_out = Part.HELD_OUT if ticket.kind is Kind.EVALUATE else Part.TRAINING
-        memory_mb = self.config.memory_mb(manifest)
+        kind = JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE
         return Job(
-            kind=JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE,
-            function_dir=str(unpacked.directory.absolute()),
+            **vars(place(kind, unpacked, self.config, self.starts)),
             parameters=str(model.absolute()),
-            data=asdict(self.config.source(manifest.data_mounts)),
             rule=task.rule,
             part=held_out if task.holdout > 0 else Part.ALL,
             holdout=task.holdout,
-            threads=self.config.limits.threads,
-            memory_mb=memory_mb,
-            confinement=self.starts.confinement(unpacked, self.config, memory_mb),
             control=str(control.absolute()) if control else "",
             own_control=str(own.absolute()) if own else "",
             personal=task.personal,
@@ -287,8 +278,8 @@ class Invocation:
         """The outcome without the new head, which stays here: nothing behind this line sees it."""
         if self.heads is None or not task.personal or ticket.kind is not Kind.TRAIN:
             return outcome
-        _check_outcome(outcome, 4 * (_dimension(ticket, task) + task.layout.own))
-        update, head = _split(outcome.payload, 4 * _dimension(ticket, task))
+        check_outcome(outcome, 4 * (dimension(ticket, task) + task.layout.own))
+        update, head = split(outcome.payload, 4 * dimension(ticket, task))
         self.heads.put(ticket.run_id, ticket.round_id, ticket.bundle_digest.hex(), task.layout, head)
         return replace(outcome, payload=update)
 
@@ -316,63 +307,20 @@ class Invocation:
         """Give the instance its job, bounded by the manifest's time and the round's deadline."""
 
         def on_event(event: Mapping[str, Any]) -> None:
-            if event.get("event") == "first_step":
+            if event.get("event") == "started":
+                self._settle()
+            elif event.get("event") == "first_step":
                 timings.phases["first_step"] = round(float(event["monotonic_ms"]) - timings.received, 3)
 
         left_ms = max(1, int(until - monotonic_ms()))
-        with self.starts.take(unpacked, ticket.model_digest.hex(), self.config, unix_ms()) as instance:
+        model = ticket.model_digest.hex()
+        with self.starts.take(unpacked, model, self.config, unix_ms(), job.place) as instance:
             timings.start = instance.how
             limit_ms = min(unpacked.manifest.timeout_ms, left_ms)
             return instance.run(job, timeout_ms=limit_ms, on_event=on_event)
-
-
-def _report(ticket: Ticket, task: Task, offer: Offer, outcome: Outcome) -> ReportHeader:
-    """The header; more examples than the task counts are counted as that many, their sums in proportion."""
-    _check_outcome(outcome, offer.report_bytes)
-    counted = min(outcome.examples, task.max_examples)
-    share = counted / outcome.examples
-    return ReportHeader(
-        round_id=ticket.round_id,
-        encoding=Encoding.FLOAT32,
-        length_bytes=len(outcome.payload),
-        sha256=hashlib.sha256(outcome.payload).digest(),
-        examples=counted,
-        sums={name: value * share for name, value in outcome.sums.items()},
-    )
-
-
-def _check_outcome(outcome: Outcome, size: int) -> None:
-    if len(outcome.payload) != size:
-        detail = f"Expected an update of {size} bytes, found {len(outcome.payload)}."
-        raise PeerError(Code.INSTANCE_BAD_RESULT, detail)
-    if outcome.examples < 1:
-        raise LocalError(Code.DATA_EMPTY, "No example is left to train on or to evaluate.")
-
-
-def _dimension(ticket: Ticket, task: Task) -> int:
-    """Length of the update: an evaluation has none."""
-    return task.rule.vectors * task.layout.common if ticket.kind is Kind.TRAIN else 0
-
-
-def _split(payload: bytes | bytearray, size: int) -> tuple[bytes | bytearray, NDArray[np.float32]]:
-    """The first `size` bytes, and the float32 numbers behind them."""
-    return payload[:size], np.frombuffer(payload, "<f4", offset=size)
-
-
-def _control_change(ticket: Ticket, task: Task, outcome: Outcome) -> NDArray[np.float32] | None:
-    """The second half of a SCAFFOLD update, which is masked in a copy only."""
-    if ticket.kind is not Kind.TRAIN or not task.rule.control:
-        return None
-    _check_outcome(outcome, 4 * _dimension(ticket, task))
-    return np.frombuffer(outcome.payload, "<f4")[task.layout.common :]
 
 
 def _file_digest(path: Path) -> bytes:
     """SHA-256 of the model that is really here: a masked report is bound to it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def monotonic_ms() -> float:
-    """CLOCK_MONOTONIC, which all processes of this machine share, in ms."""
-    return time.monotonic() * 1000

@@ -2,7 +2,8 @@
 
 One job goes in, events come out, the last event is `done` (followed by `payload_bytes` raw bytes) or
 `failed`. Every frame is a u32 big-endian length and that many bytes of JSON. `instance` is the participant's
-end, `trainer` the instance's.
+end, `trainer` the instance's. A place may go in first: what is known of a job before the aggregator has said more of
+it, so that the instance reads its data and loads its graph meanwhile.
 
 ========== =====================================================================================
 event      fields
@@ -50,6 +51,27 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a job will be done: those of its fields that a device knows by itself, as `Job` has them."""
+
+    kind: JobKind
+    function_dir: str
+    data: Mapping[str, object]
+    threads: int = 1
+    memory_mb: int = 0
+    confinement: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """As JSON values, told from a job by its one key."""
+        return {"place": asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Place:
+        """The place that `to_json` wrote under that key."""
+        return cls(**{**values, "kind": JobKind(values["kind"])})
+
+
+@dataclass(frozen=True)
 class Job:
     """One invocation of a function.
 
@@ -84,6 +106,13 @@ class Job:
     state: str = ""
     personal: tuple[Range, ...] = ()
     head: str = ""
+
+    @property
+    def place(self) -> Place:
+        """What of it may be told before the rest."""
+        return Place(
+            self.kind, self.function_dir, self.data, self.threads, self.memory_mb, self.confinement
+        )
 
     @property
     def files(self) -> tuple[str, str, str, str, str]:

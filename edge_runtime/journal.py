@@ -107,19 +107,26 @@ class Journal:
             raise
         return journal
 
+    def settle(self) -> None:
+        """Between two wake-ups, as `close` does: nothing that was erased is left in the write-ahead log or behind it."""
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     # -- tickets and rounds
 
-    def accept(self, ticket: Ticket, signed_content: bytes, now_ms: int) -> bool:
-        """Remember a verified ticket; False if its nonce is known (nothing changes then)."""
+    def accept(self, ticket: Ticket, signed_content: bytes, now_ms: int, *, begun: bool = False) -> bool:
+        """Remember a verified ticket; False if its nonce is known (nothing changes then).
+
+        `begun`: the round begins at once, so this is noted with it (`attempt`).
+        """
         with self._change() as db:
-            row = (ticket.nonce, ticket.round_id, int(ticket.kind), ticket.run_id, signed_content)
+            row = (ticket.nonce, ticket.round_id, int(ticket.kind), ticket.run_id, signed_content, int(begun))
             cursor = db.execute(
-                "INSERT OR IGNORE INTO rounds (nonce, round_id, kind, run_id, ticket, until_ms, received_at_ms)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO rounds (nonce, round_id, kind, run_id, ticket, attempts, until_ms,"
+                " received_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, ticket.not_after_ms, now_ms),
             )
             return cursor.rowcount == 1

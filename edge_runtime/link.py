@@ -93,6 +93,16 @@ class Link:
         self.bytes_up = 0
         self._connect()
 
+    def greet(self) -> None:
+        """Begin the handshakes now, beside what this process does next; the first call finds them done, or waits."""
+        channel = self._channel
+
+        def hear(state: grpc.ChannelConnectivity) -> None:
+            if state is grpc.ChannelConnectivity.READY:
+                channel.unsubscribe(hear)
+
+        channel.subscribe(hear, try_to_connect=True)
+
     def turn(self) -> None:
         """Try the next endpoint, if there is another."""
         if len(self._endpoints) > 1:
@@ -280,27 +290,27 @@ def patiently(
 
 
 class _Watch:
-    """Cancels a stream that makes no progress for `STALL_S`."""
+    """Cancels a stream that makes no progress for `STALL_S`. One thread, which sleeps until it may be due."""
 
     def __init__(self, cancel: Callable[[], object]) -> None:
         self.cancel = cancel
-        self._timer: threading.Timer | None = None
-        self.progress()
+        self._over = threading.Event()
+        self._at = time.monotonic()
+        threading.Thread(target=self._wait, daemon=True).start()
 
     def progress(self) -> None:
         """Something came or went."""
-        self.end()
-        self._timer = threading.Timer(STALL_S, self._give_up)
-        self._timer.daemon = True
-        self._timer.start()
+        self._at = time.monotonic()
 
-    def _give_up(self) -> None:
+    def _wait(self) -> None:
+        while (left := self._at + STALL_S - time.monotonic()) > 0:
+            if self._over.wait(left):
+                return
         self.cancel()  # looked up now: an upload is known only after its first chunk was asked for
 
     def end(self) -> None:
         """The stream is over."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._over.set()
 
 
 def _options(server_name: str) -> list[tuple[str, str | int]]:

@@ -20,12 +20,13 @@ from edge_runtime import bundle, calls, update
 from edge_runtime.checkin import BUDGET_S
 from edge_runtime.clock import unix_ms
 from edge_runtime.functions import FLEET, Call
-from edge_runtime.invocation import Invocation, Timings, monotonic_ms
+from edge_runtime.invocation import Invocation
 from edge_runtime.journal import Journal, StoredAnswer
 from edge_runtime.link import Link, may_pass, patiently
 from edge_runtime.log import say
 from edge_runtime.outbox import LATE_MS
 from edge_runtime.starts import Starts
+from edge_runtime.timings import Timings, monotonic_ms
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, FedlessError, PeerError
 from fedless.protocol.manifest import BUILTIN_ENTRY, Manifest

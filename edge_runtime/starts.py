@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import sandbox
 from edge_runtime.budget import Budget
-from edge_runtime.functions import Functions, Installed
+from edge_runtime.functions import FOLDER, Functions, Installed
 from edge_runtime.instance import Instance
+from edge_runtime.log import say
 from edge_runtime.warm import ForkServer
-from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Unpacked
     from edge_runtime.config import EdgeConfig
+    from edge_runtime.jobs import JobKind, Place
+    from fedless.protocol.manifest import Manifest
 
 _SPARE_CPU_S = 10
 WAIT_S = 20.0
@@ -39,6 +43,7 @@ class Starts:
     last: Installed | None = None
     _early: Instance | None = field(init=False, default=None)
     _early_for: tuple[str, sandbox.Space | None] | None = field(init=False, default=None)
+    _early_claimed: bool = field(init=False, default=False)
     _server: ForkServer | None = field(init=False, default=None)
     _server_for: tuple[str, sandbox.Space | None] | None = field(init=False, default=None)
 
@@ -47,36 +52,62 @@ class Starts:
         known = self.functions.find(digest)
         if known is not None and self._early is None:
             wanted = (digest, known.space)
-            self._early, self._early_for = self._start(wanted), wanted
+            self._early, self._early_for, self._early_claimed = self._start(wanted), wanted, False
 
-    def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
+    def prepare(self, kind: JobKind, digest: str, config: EdgeConfig) -> None:
+        """Tell the early instance where its job will be, so that it reads data and graph while we ask for the rest.
+
+        Not if memory for it is not free at once, nor for what `take` will refuse: that is told there.
+        """
+        from edge_runtime import bundle, host  # noqa: PLC0415  (after the instance was started)
+
+        unpacked = bundle.find(self.functions.state / FOLDER, digest)
+        if self._early is None or self._early_claimed or unpacked is None:
+            return
+        try:
+            if self._early_for != (digest, self.space(unpacked, config)):
+                return
+            self._refuse_older(unpacked.manifest, digest)
+            place = host.place(kind, unpacked, config, self)
+            self._early.over = self._claim(unpacked, config, 0)
+        except FedlessError as error:
+            say("participant", "not_prepared", code=error.code.value)
+            return
+        self._early_claimed = True
+        self._early.prepare(place)
+
+    def take(
+        self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int, place: Place | None = None
+    ) -> Instance:
         """An instance for this version: the early one if it sees exactly what it may see, else a new one.
 
-        `model` is the digest of the model that it works on. It holds its part of the memory (`budget`) until it
-        has ended. Raises `PeerError` BUNDLE_OLDER, BUSY or QUEUE_FULL (no memory now); `LocalError` NOT_INSTALLED if
-        the owner demands a whole sandbox and there is none, CONFIG_INVALID, DATA_MISSING for a source that is not
-        described.
+        `model` is the digest of the model that it works on, `place` where its job will be done: an instance that was
+        prepared for another is not given. It holds its part of the memory (`budget`) until it has ended. Raises
+        `PeerError` BUNDLE_OLDER, BUSY or QUEUE_FULL (no memory now); `LocalError` NOT_INSTALLED if the owner demands a
+        whole sandbox and there is none, CONFIG_INVALID, DATA_MISSING for a source that is not described.
         """
         space = self.space(unpacked, config)
         self.last = self.install(unpacked, space, model, now_ms)
-        budget = Budget(self.state, config.limits.total_mb)
-        over = budget.take(config.memory_mb(unpacked.manifest), WAIT_S)
+        wanted = (unpacked.digest, space)
+        early = self._early
+        if early is not None and (self._early_for != wanted or not early.fits(place)):
+            self.discard()
+        elif early is not None and self._early_claimed:
+            self._early = None
+            return early
+        over = self._claim(unpacked, config, WAIT_S)
         try:
-            instance = self._either((unpacked.digest, space))
+            instance = self._early or self._start(wanted)
         except BaseException:
             over()
             raise
+        self._early = None
         instance.over = over
         return instance
 
-    def _either(self, wanted: tuple[str, sandbox.Space | None]) -> Instance:
-        """The early instance, if it was started for this, else a new one."""
-        early, self._early = self._early, None
-        if early is not None and self._early_for == wanted:
-            return early
-        if early is not None:
-            early.close()
-        return self._start(wanted)
+    def _claim(self, unpacked: Unpacked, config: EdgeConfig, wait_s: float) -> Callable[[], None]:
+        """Its part of the memory, and how to give it back."""
+        return Budget(self.state, config.limits.total_mb).take(config.memory_mb(unpacked.manifest), wait_s)
 
     def space(self, unpacked: Unpacked, config: EdgeConfig) -> sandbox.Space | None:
         """What the version may see; None where there are no namespaces."""
@@ -156,11 +187,7 @@ class Starts:
         given up.
         """
         manifest, known = unpacked.manifest, self.functions.find(unpacked.digest)
-        newest = self.functions.newest_seen(manifest.name)  # also those that were brought here by hand
-        serves = self.functions.current(manifest.name)
-        if manifest.version < newest and (serves is None or serves.digest != unpacked.digest):
-            detail = f"{manifest.name} version {manifest.version}; version {newest} was already seen here."
-            raise PeerError(Code.BUNDLE_OLDER, detail)
+        self._refuse_older(manifest, unpacked.digest)
         model = model or (known.model if known is not None else "")
         found = Installed(
             unpacked.digest, manifest.name, manifest.version, manifest.entry,
@@ -170,6 +197,13 @@ class Starts:
             for gone in self.functions.install(found, now_ms):
                 shutil.rmtree(self.functions.folder(gone), ignore_errors=True)
         return found
+
+    def _refuse_older(self, manifest: Manifest, digest: str) -> None:
+        newest = self.functions.newest_seen(manifest.name)  # also those that were brought here by hand
+        serves = self.functions.current(manifest.name)
+        if manifest.version < newest and (serves is None or serves.digest != digest):
+            detail = f"{manifest.name} version {manifest.version}; version {newest} was already seen here."
+            raise PeerError(Code.BUNDLE_OLDER, detail)
 
     def _drop_server(self) -> None:
         if self._server is not None:

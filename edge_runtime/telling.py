@@ -21,7 +21,7 @@ from fedless.protocol.messages import FUNCTIONS_MAX, FunctionVersion, Invocation
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
-    from edge_runtime.invocation import Timings
+    from edge_runtime.timings import Timings
     from edge_runtime.journal import Journal
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link

@@ -2,7 +2,8 @@
 
 Started by `instance` as `python -m edge_runtime.trainer --fd N`; everything goes over that socketpair
 (`jobs.py`). It imports numpy, the runtime and the standard library, nothing else: its start is part of every
-round. It holds no key and needs no network. The only module that imports the TFLite runtime.
+round. What it can do before its job is there (lock itself in, read the data, load the graph) it does when it is told
+the place. It holds no key and needs no network. The only module that imports the TFLite runtime.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import confine, joblink, loops, partial
 from edge_runtime.data import Dataset, DataSource, open_dataset
-from edge_runtime.jobs import Job, JobKind, Part, frame
+from edge_runtime.jobs import Job, JobKind, Part, Place, frame
 from edge_runtime.optimizers import Vector
 from edge_runtime.rules import Given
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
@@ -70,29 +71,47 @@ class Graph:
         return outputs
 
 
-def run(job: Job, emit: loops.Emit) -> loops.Result:
-    """Do the job. Raises `FedlessError` with the code of what went wrong."""
+@dataclass(frozen=True)
+class Ready:
+    """Data and graph of a place, in an instance that is confined; how long that took, ms."""
+
+    model: Model
+    dataset: Dataset
+    graph: Graph
+    timings_ms: Mapping[str, float]
+
+
+def prepare(place: Place, event: object = None) -> Ready:
+    """Read the data and load the graph. Raises `FedlessError` with the code of what went wrong."""
     clock = _Clock()
-    directory = Path(job.function_dir)
-    manifest = parse_bytes((directory / MANIFEST_FILE).read_bytes())
-    private = _private(job, manifest)
-    _confine(job, manifest)
-    if job.kind is JobKind.INVOKE:
-        return _invoke(job, manifest)
+    manifest = _manifest(place.function_dir)
+    _confine(place, manifest)
     if manifest.model is None:
         raise PeerError(Code.MANIFEST_INVALID, f"The function {manifest.name} has no model.")
-    model = manifest.model
-    labels = job.kind is not JobKind.INFER
-    dataset = _dataset(job, model, labels=labels)
-    indices = _indices(job, dataset)
+    dataset = _dataset(place, event, manifest.model)
     clock.lap("data_ms")
-    graph = Graph(directory / GRAPH_FILE, "grad" if job.kind is JobKind.TRAIN else job.kind, job.threads)
-    shipped = _parameters(Path(job.parameters), model)
+    signature = "grad" if place.kind is JobKind.TRAIN else place.kind
+    graph = Graph(Path(place.function_dir, GRAPH_FILE), signature, place.threads)
+    clock.lap("load_ms")
+    return Ready(manifest.model, dataset, graph, clock.laps)
+
+
+def run(job: Job, emit: loops.Emit, ready: Ready | None = None) -> loops.Result:
+    """Do the job, `ready` if its place was told before. Raises `FedlessError` with the code of what went wrong."""
+    clock = _Clock()
+    if job.kind is JobKind.INVOKE:
+        return _invoke(job)
+    private = _private(job)
+    if ready is None:
+        ready = prepare(job.place, job.event)
+    model, directory = ready.model, Path(job.function_dir)
+    shipped = _parameters(job.parameters, model)
     layout = Layout(model.parameters, job.personal) if job.personal else None
     start = _personal(shipped, layout, job.head)
-    feed = loops.Feed(model, dataset, labels=labels)
-    work = loops.Work(model, graph, feed, indices, start, _pauses(job, clock), layout)
-    clock.lap("load_ms")
+    feed = loops.Feed(model, ready.dataset, labels=job.kind is not JobKind.INFER)
+    indices = _indices(job, ready.dataset)
+    work = loops.Work(model, ready.graph, feed, indices, start, _pauses(job, clock), layout)
+    clock.skip()
     if job.kind is JobKind.TRAIN:
         result = loops.train(work, job.rule, emit, _given(job, work, directory), private)
     elif job.kind is JobKind.EVALUATE:
@@ -102,7 +121,7 @@ def run(job: Job, emit: loops.Emit) -> loops.Result:
     else:
         result = loops.infer(work)
     clock.lap(f"{job.kind}_ms")
-    result.timings_ms = clock.laps
+    result.timings_ms = {**ready.timings_ms, **clock.laps}
     return result
 
 
@@ -110,7 +129,8 @@ def _personal(shipped: Vector, layout: Layout | None, head: str) -> Vector:
     """The model with this client's own elements. Raises `LocalError(STATE_CORRUPT)`."""
     if layout is None or not head:
         return shipped
-    _, of, own = partial.from_bytes(Path(head).read_bytes())
+    with joblink.opened(head) as file:
+        _, of, own = partial.from_bytes(file.read())
     if of != layout:
         raise LocalError(Code.STATE_CORRUPT, "These personal parameters are of another task.")
     return partial.with_head(shipped, layout, own)
@@ -123,38 +143,51 @@ def _global_sums(work: loops.Work, shipped: Vector, own: Mapping[str, float]) ->
     return {f"global_{name}": value for name, value in sums.items()}
 
 
-def _private(job: Job, manifest: Manifest) -> PrivateGradients | None:
-    """What local differential privacy needs, before the way to its modules is shut; None without."""
-    if not job.rule.example_noise or manifest.model is None or job.kind is not JobKind.TRAIN:
+def _private(job: Job) -> PrivateGradients | None:
+    """What local differential privacy needs; None without. It is imported before the way to its modules is shut.
+
+    Of an instance that is ready the way is shut: then they are read as numpy's are, which lie beside them.
+    """
+    if not job.rule.example_noise or job.kind is not JobKind.TRAIN:
         return None
     from edge_runtime.dpsgd import PrivateGradients  # noqa: PLC0415  (cryptography, which others do without)
 
-    return PrivateGradients(job.rule, manifest.model.parameters, manifest.model.batch, os.urandom(32))
+    model = _manifest(job.function_dir).model
+    if model is None:
+        return None
+    return PrivateGradients(job.rule, model.parameters, model.batch, os.urandom(32))
 
 
-def _confine(job: Job, manifest: Manifest) -> None:
-    """Before any of the function's own code: no way back from here."""
-    if job.confinement:
-        wanted = confine.Confinement(**job.confinement)
-        confine.apply(replace(wanted, read=(*wanted.read, *filter(None, job.files))))  # open descriptors
+def _manifest(function_dir: str) -> Manifest:
+    return parse_bytes(Path(function_dir, MANIFEST_FILE).read_bytes())
+
+
+def _confine(place: Place, manifest: Manifest, files: Iterable[str] = ()) -> None:
+    """Before any of the function's own code: no way back from here. `files` may still be opened by name."""
+    if place.confinement:
+        wanted = confine.Confinement(**place.confinement)
+        confine.apply(replace(wanted, read=(*wanted.read, *files)))
     else:
-        _limit_memory(job.memory_mb or manifest.memory_mb)
+        _limit_memory(place.memory_mb or manifest.memory_mb)
 
 
-def _invoke(job: Job, manifest: Manifest) -> loops.Result:
+def _invoke(job: Job) -> loops.Result:
     from edge_runtime import handler  # noqa: PLC0415  (training needs none of it)
 
+    manifest = _manifest(job.function_dir)
+    _confine(job.place, manifest, filter(None, job.files))  # open descriptors, which its author opens by name
     clock = _Clock()
     answer = handler.serve(job, manifest)
     clock.lap("invoke_ms")
     return loops.Result(0, payload=memoryview(answer), timings_ms=clock.laps)
 
 
-def _dataset(job: Job, model: Model, *, labels: bool) -> Dataset:
+def _dataset(place: Place, event: object, model: Model) -> Dataset:
     """The examples that lie on the device, or those that came with the event."""
-    if job.event is None:
-        return open_dataset(DataSource.parse(job.data), model, job.function_dir, labels=labels)
-    inputs = job.event.get("inputs") if isinstance(job.event, dict) else None
+    labels = place.kind is not JobKind.INFER
+    if event is None:
+        return open_dataset(DataSource.parse(place.data), model, place.function_dir, labels=labels)
+    inputs = event.get("inputs") if isinstance(event, dict) else None
     if not isinstance(inputs, dict):
         raise LocalError(Code.DATA_SHAPE, 'Expected {"inputs": {NAME: [[...], ...]}}.')
     try:
@@ -176,11 +209,15 @@ class _Clock:
         self.laps[name] = round((now - self._last) * 1000, 3)
         self._last = now
 
+    def skip(self) -> None:
+        """Begin a stretch now; what was since the last one has no name."""
+        self._last = time.monotonic()
+
 
 def _given(job: Job, work: loops.Work, directory: Path) -> Given:
     """What the task's rule needs beside the model: control variates, the loss before training."""
     controls = [
-        _parameters(Path(path), work.model) if path else None for path in (job.control, job.own_control)
+        _parameters(path, work.model) if path else None for path in (job.control, job.own_control)
     ]
     loss = 0.0
     if job.rule.fair_q:
@@ -191,7 +228,10 @@ def _given(job: Job, work: loops.Work, directory: Path) -> Given:
 
 def _pauses(job: Job, clock: _Clock) -> loops.Pauses:
     """When the training shall stop at the latest, and from where it goes on."""
-    state = Path(job.state).read_bytes() if job.state else b""
+    state = b""
+    if job.state:
+        with joblink.opened(job.state) as file:
+            state = file.read()
     return loops.Pauses(clock.began + job.stop_after_ms / 1000 if job.stop_after_ms else None, state)
 
 
@@ -201,12 +241,14 @@ def _indices(job: Job, dataset: Dataset) -> NDArray[np.intp]:
     return dataset.part(job.holdout, held_out=job.part is Part.HELD_OUT)
 
 
-def _parameters(path: Path, model: Model) -> Vector:
+def _parameters(path: str, model: Model) -> Vector:
     """The model's weights, mapped read-only so that they cost no private memory."""
-    expected, found = model.parameters * 4, path.stat().st_size
-    if found != expected:
-        raise PeerError(Code.WRONG_LENGTH, f"The model must have {expected} bytes of float32, has {found}.")
-    vector: Vector = np.memmap(path, "<f4", "r").view(np.ndarray)
+    with joblink.opened(path) as file:
+        expected, found = model.parameters * 4, os.fstat(file.fileno()).st_size
+        if found != expected:
+            detail = f"The model must have {expected} bytes of float32, has {found}."
+            raise PeerError(Code.WRONG_LENGTH, detail)
+        vector: Vector = np.memmap(file, "<f4", "r").view(np.ndarray)
     return vector
 
 
@@ -242,12 +284,14 @@ def serve(link: socket.socket) -> int:
         link.sendall(frame(values))
 
     emit({"event": "ready", "monotonic_ms": time.monotonic() * 1000})
-    job = joblink.receive(link)
-    if job is None:
+    job, ready = joblink.receive(link), _nowhere
+    if isinstance(job, Place):
+        ready, job = _tried(job), joblink.receive(link)
+    if not isinstance(job, Job):
         return 0
     emit({"event": "started", "monotonic_ms": time.monotonic() * 1000})
     try:
-        result = run(job, emit)
+        result = run(job, emit, ready())
     except FedlessError as error:
         emit(_failed(error.code, error.detail, error.fix))
     except MemoryError as error:
@@ -264,6 +308,25 @@ def serve(link: socket.socket) -> int:
         link.sendall(result.payload)
         return 0
     return 1
+
+
+def _nowhere() -> Ready | None:
+    """No place was told before the job."""
+    return None
+
+
+def _tried(place: Place) -> Callable[[], Ready | None]:
+    """What gives the place that was made ready, or raises what went wrong with it: the answer to the job."""
+    try:
+        ready = prepare(place)
+    except Exception as error:  # noqa: BLE001  (a function's own provider raises what it likes)
+        found = error
+
+        def refuse() -> Ready:
+            raise found
+
+        return refuse
+    return lambda: ready
 
 
 def _failed(code: Code, detail: str, fix: str = "") -> dict[str, object]:

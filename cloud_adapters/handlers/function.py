@@ -27,10 +27,12 @@ from edge_runtime.checkin import BUDGET_S
 from edge_runtime.clock import not_before
 from edge_runtime.config import EdgeConfig, Limits
 from edge_runtime.instance import Instance
-from edge_runtime.invocation import Invocation, Timings, monotonic_ms
+from edge_runtime.invocation import Invocation
+from edge_runtime.jobs import Place
 from edge_runtime.keystore import Identity, certificates_of, chain_pem
 from edge_runtime.link import Link, patiently
 from edge_runtime.log import say
+from edge_runtime.timings import Timings, monotonic_ms
 from fedless.protocol import identity, signed, wire
 from fedless.protocol.claim import Claim, authority_digest, parse_claim
 from fedless.protocol.cloud import (
@@ -108,9 +110,11 @@ class Starts:
             self._timer.daemon = True
             self._timer.start()
 
-    def take(self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int) -> Instance:
+    def take(
+        self, unpacked: Unpacked, model: str, config: EdgeConfig, now_ms: int, place: Place | None = None
+    ) -> Instance:
         """See `Instances`."""
-        del unpacked, model, config, now_ms
+        del unpacked, model, config, now_ms, place
         return self._instance
 
     def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from edge_runtime.invocation import monotonic_ms
+from edge_runtime.timings import monotonic_ms
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.messages import Ticket
 

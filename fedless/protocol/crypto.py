@@ -1,8 +1,9 @@
 """*Pure.* Key agreement, derivation, AEAD, streams, signatures: the only user of `cryptography` primitives.
 
 Used by every party. Nothing here draws randomness, except HPKE's sender (`hpke_seal`), which the library
-does not let us feed. numpy is not imported (the participant imports this module before anything else);
-streams are added to vectors by `fedless.protocol.prg`.
+does not let us feed. numpy is not imported, and of `cryptography` only what a ticket's signature needs until more is
+called for (a participant imports this module before anything else); streams are added to vectors by
+`fedless.protocol.prg`.
 
 Encodings (protocol.md section 5):
 
@@ -20,11 +21,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedless.protocol.errors import Code, LocalError, PeerError
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cryptography.hazmat.primitives.ciphers import CipherContext
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     Item = int | bytes | str | Sequence["Item"]
 
@@ -151,6 +150,8 @@ def key_id(public_raw: bytes) -> bytes:
 
 def hkdf(key: bytes, info_bytes: bytes, *, salt: bytes = b"") -> bytes:
     """HKDF-SHA256 (RFC 5869), 32 bytes out. An empty salt is 32 zero bytes, as the RFC says."""
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415 - plain rounds derive nothing
+
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt or None, info=info_bytes).derive(key)
 
 
@@ -181,15 +182,21 @@ _PROBE = bytes(range(KEY_BYTES))  # any private key shows a point of small order
 
 def seal(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
     """AES-256-GCM: ciphertext and 16-byte tag. The caller never uses a (key, nonce) for two plaintexts."""
-    return AESGCM(key).encrypt(nonce, plaintext, associated)
+    return _aes_gcm(key).encrypt(nonce, plaintext, associated)
 
 
 def unseal(key: bytes, nonce: bytes, box: bytes, associated: bytes) -> bytes:
     """Open what `seal` made. Raises `PeerError(BAD_BOX)` if anything in it was changed."""
     try:
-        return AESGCM(key).decrypt(nonce, box, associated)
+        return _aes_gcm(key).decrypt(nonce, box, associated)
     except (InvalidTag, ValueError) as error:
         raise PeerError(Code.BAD_BOX) from error
+
+
+def _aes_gcm(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - plain rounds seal nothing
+
+    return AESGCM(key)
 
 
 def hpke_seal(public_raw: bytes, info_bytes: bytes, plaintext: bytes) -> bytes:
@@ -224,6 +231,8 @@ def stream(prg: Prg, seed: bytes) -> CipherContext:
 
     One stream per seed, so the zero initial block (AES) or zero counter and nonce (ChaCha20) is sound.
     """
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415 - as above
+
     if prg is Prg.AES:
         return Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
     return Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
@@ -258,6 +267,8 @@ def p256_private(scalar: int) -> ec.EllipticCurvePrivateKey:
 
 def p256_from_pem(pem: bytes) -> P256Private:
     """The private key in a P-256 PKCS#8 PEM. `LocalError(STATE_CORRUPT)` for anything else."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 10 ms, and a ticket is verified without
+
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
@@ -269,6 +280,8 @@ def p256_from_pem(pem: bytes) -> P256Private:
 
 def p256_public(der: bytes) -> ec.EllipticCurvePublicKey:
     """A P-256 public key from its SubjectPublicKeyInfo (DER). `PeerError(BAD_POINT)` for anything else."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 10 ms, and a ticket is verified without
+
     try:
         key = serialization.load_der_public_key(der)
     except ValueError as error:
@@ -280,6 +293,8 @@ def p256_public(der: bytes) -> ec.EllipticCurvePublicKey:
 
 def p256_public_der(public: ec.EllipticCurvePublicKey) -> bytes:
     """SubjectPublicKeyInfo (DER, 91 bytes) of a P-256 public key."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 10 ms, and a ticket is verified without
+
     return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -304,6 +319,8 @@ def ed25519_verify(public_raw: bytes, signature: bytes, message: bytes) -> bool:
 
 def ed25519_pem(private_raw: bytes) -> bytes:
     """A 32-byte Ed25519 private key as unencrypted PKCS#8 PEM; the caller stores it with mode 0600."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 10 ms, and a ticket is verified without
+
     return ed25519.Ed25519PrivateKey.from_private_bytes(private_raw).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -311,6 +328,8 @@ def ed25519_pem(private_raw: bytes) -> bytes:
 
 def ed25519_from_pem(pem: bytes) -> bytes:
     """The 32 raw bytes of the private key in an Ed25519 PKCS#8 PEM. `LocalError(STATE_CORRUPT)` for others."""
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - 10 ms, and a ticket is verified without
+
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
