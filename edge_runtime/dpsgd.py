@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from edge_runtime.optimizers import BLOCK, Vector
+from fedless.protocol.client_rule import ClientRule
 from fedless.protocol.crypto import Prg, stream
-from fedless.protocol.messages import ClientRule
 from fedless.protocol.privacy import bound_before_rounding, discrete_gaussian, l2_norm
 
 SUM_BITS, SIGMA_BITS = 50, 36

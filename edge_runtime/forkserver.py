@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime import trainer
+from edge_runtime.data import csv, idx, npz  # noqa: F401  (in the children they cost nothing then)
 from edge_runtime.process import FORK, READY, STATUS
 
 DESCRIPTORS = 3
@@ -139,9 +140,11 @@ class Server:
             self._reap(child)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """`python -m edge_runtime.forkserver --fd N [--scratch DIR]`."""
-    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    words = sys.argv[1:] if arguments is None else arguments
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    trainer.preload()
     with socket.socket(fileno=int(given["--fd"])) as control:
         gc.collect()
         gc.freeze()  # or the collector would touch, and so copy, every object's page in each child
@@ -151,4 +154,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge_runtime.lifecycle import Phase, Version
 from edge_runtime.sandbox import Space
 from fedless.protocol.errors import Code, LocalError
+
+if TYPE_CHECKING:
+    from edge_runtime.lifecycle import Version
 
 FILE = "functions.db"
 FOLDER = "functions"
@@ -64,6 +66,8 @@ class Installed:
 
     def as_version(self) -> Version:
         """For the automaton: cold, or failed for good."""
+        from edge_runtime.lifecycle import Phase, Version  # noqa: PLC0415  (a round asks no automaton)
+
         phase = Phase.FAILED if self.given_up else Phase.COLD
         return Version(self.version, self.digest, self.proved, self.failures, phase)
 
@@ -182,6 +186,8 @@ class Functions:
 
     def judge(self, version: Version) -> None:
         """Write down how a version does."""
+        from edge_runtime.lifecycle import Phase  # noqa: PLC0415  (as above)
+
         given_up = version.phase is Phase.FAILED
         with self._change():
             self._db.execute(

@@ -93,7 +93,7 @@ class Instances(Protocol):
 
 
 def place(kind: JobKind, unpacked: Unpacked, config: EdgeConfig, here: Instances) -> Place:
-    """What of a round's job this host knows before the aggregator has said anything. Raises `LocalError(DATA_MISSING)`."""
+    """What of a round's job this host knows before the aggregator says more. Raises `LocalError(DATA_MISSING)`."""
     memory_mb = config.memory_mb(unpacked.manifest)
     return Place(
         kind=kind,

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from edge_runtime import sandbox
 from edge_runtime.jobs import LENGTH, MAX_FRAME_BYTES, Job, Outcome, Place, frame
-from edge_runtime.process import Child, Process
+from edge_runtime.process import Child, Process, start_of
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -61,7 +61,7 @@ class Instance:
         `python` is the interpreter; `space` is what is visible in a sandbox of its own (None: no namespaces),
         which ends with the calling thread. Raises `LocalError(INSTANCE_FAILED)` if it cannot be started.
         """
-        return cls(*child([python, "-P", "-m", "edge_runtime.trainer"], space))
+        return cls(*child(start_of("edge_runtime.trainer", python), space))
 
     @property
     def how(self) -> str:

@@ -31,7 +31,7 @@ from edge_runtime.timings import Timings, monotonic_ms
 from fedless.protocol import wire
 from fedless.protocol.bundle_format import MAX_BUNDLE_BYTES
 from fedless.protocol.crypto import start_digest
-from fedless.protocol.errors import Code, LocalError, PeerError
+from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Encoding, Kind, Mode, Offer, ReportHeader, Task, Ticket
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def opened(path: str) -> BinaryIO:
         file = os.fdopen(os.dup(int(path.removeprefix(_DESCRIPTOR))), "rb")
         file.seek(0)  # which the duplicates of a descriptor share
         return file
-    return open(path, "rb")  # noqa: PTH123, SIM115  (a job of this process, by name)
+    return open(path, "rb")  # noqa: PTH123  (a job of this process, by name)
 
 
 def _exactly(stream: Any, length: int) -> bytes | None:  # noqa: ANN401  (a raw socket file has no public type)

@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from fedless.protocol.client_rule import ClientRule, Optimizer
 from fedless.protocol.layout import Range
-from fedless.protocol.messages import ClientRule, Optimizer
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 20
@@ -110,9 +110,7 @@ class Job:
     @property
     def place(self) -> Place:
         """What of it may be told before the rest."""
-        return Place(
-            self.kind, self.function_dir, self.data, self.threads, self.memory_mb, self.confinement
-        )
+        return Place(self.kind, self.function_dir, self.data, self.threads, self.memory_mb, self.confinement)
 
     @property
     def files(self) -> tuple[str, str, str, str, str]:

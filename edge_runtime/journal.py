@@ -7,16 +7,15 @@ ticket itself is refused as expired. Times are Unix ms of the aggregator's clock
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.entries import OpenRound, Reason, StoredAnswer, StoredReport, header_of, header_text
 from fedless.protocol.errors import Code, LocalError
-from fedless.protocol.messages import DONE, Encoding, Kind, ReportHeader, Ticket
+from fedless.protocol.messages import DONE, Kind, ReportHeader, Ticket
 
 FILE = "journal.db"
 SCHEMA = 1
@@ -47,50 +46,13 @@ CREATE TABLE IF NOT EXISTS answers (
 REPORTED = "reported"
 
 
-@dataclass(frozen=True)
-class OpenRound:
-    """A ticket that was accepted here and has no outcome yet. `ticket` is the signed ticket's content."""
-
-    nonce: bytes
-    ticket: bytes
-    attempts: int
-
-
-@dataclass(frozen=True)
-class StoredReport:
-    """A finished report in the outbox: its header, and the file (relative to the outbox) with its payload."""
-
-    nonce: bytes
-    header: ReportHeader
-    file: str
-    until_ms: int
-
-
-@dataclass(frozen=True)
-class StoredAnswer:
-    """What came of an order, as JSON (`orders`)."""
-
-    nonce: bytes
-    result: str
-    until_ms: int
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why something was refused or not done."""
-
-    at_ms: int
-    code: str
-    detail: str
-    round_id: int
-
-
 class Journal:
     """`DIR/journal.db`. One writer at a time; use `close` at the end."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db = connection
         self._path = path
+        self._file = 0
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Journal:
@@ -105,10 +67,21 @@ class Journal:
         except LocalError:
             journal.close()
             raise
+        journal._file = path.stat().st_ino
         return journal
 
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return self._path
+
+    @property
+    def present(self) -> bool:
+        """Whether the open file is still the one of that name, which its owner may have moved away."""
+        return self._path.exists() and self._path.stat().st_ino == self._file
+
     def settle(self) -> None:
-        """Between two wake-ups, as `close` does: nothing that was erased is left in the write-ahead log or behind it."""
+        """Between two wake-ups, as `close` does: what was erased is not left in the write-ahead log, or behind it."""
         self._read("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
@@ -196,17 +169,7 @@ class Journal:
 
         `masks`: state and mark of masked rounds, which know that the bytes were masked; None: unchanged.
         """
-        text = json.dumps(
-            {
-                "round_id": header.round_id,
-                "encoding": int(header.encoding),
-                "length_bytes": header.length_bytes,
-                "sha256": header.sha256.hex(),
-                "examples": header.examples,
-                "sums": dict(header.sums),
-                "masked": header.masked.hex(),
-            }
-        )
+        text = header_text(header)
         with self._change() as db:
             if masks is not None:
                 db.execute("INSERT OR REPLACE INTO masks VALUES (1, ?, ?)", masks)
@@ -218,7 +181,7 @@ class Journal:
     def reports(self) -> list[StoredReport]:
         """Reports that are not delivered, oldest first."""
         rows = self._read("SELECT nonce, header, file, until_ms FROM outbox ORDER BY stored_at_ms")
-        return [StoredReport(nonce, _header(text), file, until) for nonce, text, file, until in rows]
+        return [StoredReport(nonce, header_of(text), file, until) for nonce, text, file, until in rows]
 
     def outbox_bytes(self) -> int:
         """Payload bytes of all of them, and of the answers."""
@@ -389,15 +352,3 @@ class Journal:
             fix=f"Move {self._path.name}, {self._path.name}-wal and {self._path.name}-shm away: this device then begins"
             " with an empty journal; reports that were not delivered are lost, its identity is not.",
         )
-
-
-def _header(text: str) -> ReportHeader:
-    values = json.loads(text)
-    return ReportHeader(
-        **values
-        | {
-            "sha256": bytes.fromhex(values["sha256"]),
-            "encoding": Encoding(values["encoding"]),
-            "masked": bytes.fromhex(values["masked"]),
-        }
-    )

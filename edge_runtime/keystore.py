@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import os
-import ssl
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -327,6 +326,8 @@ def _pem(der: bytes) -> bytes:
 
 def certificates_of(pem: bytes) -> tuple[bytes, ...]:
     """The certificates of a PEM text, as DER."""
+    import ssl  # noqa: PLC0415  (after the round)
+
     end = b"-----END CERTIFICATE-----"
     *pieces, _ = pem.split(end)
     return tuple(ssl.PEM_cert_to_DER_cert((piece.lstrip() + end).decode("ascii")) for piece in pieces)

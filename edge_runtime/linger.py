@@ -14,13 +14,13 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 
 from edge_runtime.alone import alone
+from edge_runtime.kept import Kept
 from edge_runtime.log import say
-from edge_runtime.participant import WAKE_BYTES_MAX, Participant, WakeUp, open_starts
-from edge_runtime.reply import BUSY_EXIT, log_step, stop, write_line
+from edge_runtime.participant import WAKE_BYTES_MAX, Participant, WakeUp
+from edge_runtime.reply import BUSY_EXIT, leave, log_step, stop, write_line
 from fedless.protocol.errors import Code, FedlessError
 
 _HEAD_MAX = 128
@@ -29,10 +29,12 @@ _HEAD_MAX = 128
 def linger(state: Path, wakes: Iterator[WakeUp], memory_mb: int, answer: Callable[[str], None]) -> int:
     """Run for each wake-up; the exit status, as `participant`."""
     try:
-        with alone(state), closing(open_starts(state)) as starts:
+        with alone(state), Kept.open(state, lingers=True) as kept:
             for wake in wakes:
-                Participant(state, wake, log_step, answer, starts).run()
-                if not starts.keep_warm(memory_mb):
+                kept.look()
+                Participant(state, wake, log_step, answer, kept).run()
+                kept.journal.settle()
+                if not kept.starts.keep_warm(memory_mb):
                     return 0
                 answer("idle")
     except FedlessError as error:
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = dict(zip(given[::2], given[1::2], strict=True))
     signal.signal(signal.SIGTERM, stop)
     wakes = frames(0, float(named["--keep-s"]))
-    return linger(Path(named["--state"]), wakes, int(named["--memory-mb"]), write_line)
+    return leave(linger(Path(named["--state"]), wakes, int(named["--memory-mb"]), write_line))
 
 
 if __name__ == "__main__":

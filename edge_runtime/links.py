@@ -29,11 +29,19 @@ class Links:
     _kept: Link | None = field(init=False, default=None)
     _kept_for: tuple[object, ...] = field(init=False, default=())
     _silent_since: float = field(init=False, default=0.0)
+    _doubted: bool = field(init=False, default=False)
 
     @contextmanager
     def open(self, endpoints: tuple[str, ...], own: Identity) -> Iterator[Link]:
         """A link to these endpoints, which are those of the ticket or else the identity's own."""
-        wanted = (endpoints or own.endpoints.fleet, own.server_name, own.key_pem, own.chain_pem, own.authority_pem)
+        wanted = (
+            endpoints or own.endpoints.fleet,
+            own.server_name,
+            own.key_pem,
+            own.chain_pem,
+            own.authority_pem,
+        )
+        self._doubted = False
         link = self._take(wanted) or _connect(*wanted)
         try:
             yield link
@@ -41,6 +49,10 @@ class Links:
             link.close()
             raise
         self._leave(link, wanted)
+
+    def doubt(self) -> None:
+        """The link in use was not answered well: it is closed behind this use."""
+        self._doubted = True
 
     def close(self) -> None:
         """Close what is open; again is fine."""
@@ -59,7 +71,7 @@ class Links:
 
     def _leave(self, link: Link, used_for: tuple[object, ...]) -> None:
         self.close()
-        if self.keep:
+        if self.keep and not self._doubted:
             self._kept, self._kept_for, self._silent_since = link, used_for, time.monotonic()
         else:
             link.close()

@@ -20,10 +20,10 @@ from edge_runtime.data import Dataset
 from edge_runtime.optimizers import LocalOptimizer, Vector
 from edge_runtime.paused import Paused
 from edge_runtime.rules import Given, finish
+from fedless.protocol.client_rule import ClientRule
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.layout import Layout
 from fedless.protocol.manifest import Input, Label, Model
-from fedless.protocol.messages import ClientRule
 
 if TYPE_CHECKING:
     from edge_runtime.dpsgd import PrivateGradients

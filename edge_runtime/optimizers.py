@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedless.protocol.messages import ClientRule, Optimizer
+from fedless.protocol.client_rule import ClientRule, Optimizer
 
 Vector = NDArray[np.float32]
 BLOCK = 32_768

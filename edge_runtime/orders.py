@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from edge_runtime import bundle, calls, update
 from edge_runtime.checkin import BUDGET_S
 from edge_runtime.clock import unix_ms
+from edge_runtime.entries import StoredAnswer
 from edge_runtime.functions import FLEET, Call
 from edge_runtime.invocation import Invocation
-from edge_runtime.journal import Journal, StoredAnswer
+from edge_runtime.journal import Journal
 from edge_runtime.link import Link, may_pass, patiently
 from edge_runtime.log import say
 from edge_runtime.outbox import LATE_MS

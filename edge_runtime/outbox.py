@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edge_runtime.disk import write_whole
-from edge_runtime.journal import REPORTED, Journal, StoredReport
+from edge_runtime.entries import StoredReport
+from edge_runtime.journal import REPORTED, Journal
 from edge_runtime.link import Link, may_pass, patiently
 from edge_runtime.log import say
 from fedless.protocol.errors import Code, FedlessError, LocalError

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_runtime.optimizers import LocalOptimizer, Vector
+from fedless.protocol.client_rule import ClientRule
 from fedless.protocol.errors import Code, LocalError
 from fedless.protocol.layout import Layout, Range, complaint
-from fedless.protocol.messages import ClientRule
 
 _LENGTH = struct.Struct(">I")
 

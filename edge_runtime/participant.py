@@ -6,7 +6,8 @@ standard output: `accepted` when the wake-up is durably judged, so that the brok
 wants to be started again. Exit status 0, 1 after a `LocalError`, 75 if another participant is at work.
 
 Rule: what is said outside is in the journal before. Imports are ordered for the cold start: the instance is started
-as soon as a ticket is verified, and gRPC is imported while the instance imports its own libraries.
+as soon as a ticket is verified, and gRPC is imported while the instance imports its own libraries; it reads its data
+and loads its graph while we connect, check in and download.
 """
 
 from __future__ import annotations
@@ -15,29 +16,32 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.alone import alone
 from edge_runtime.clock import not_before
-from edge_runtime.journal import FILE as JOURNAL
-from edge_runtime.journal import REPORTED, Journal, OpenRound
+from edge_runtime.journal import REPORTED, Journal
+from edge_runtime.kept import Kept
 from edge_runtime.log import say
 from edge_runtime.renewals import Renewals
-from edge_runtime.reply import BUSY_EXIT, log_ended, log_step, stop, write_line
-from fedless.protocol.errors import Code, FedlessError, PeerError
+from edge_runtime.reply import BUSY_EXIT, leave, log_ended, log_step, stop, write_line
+from fedless.protocol.errors import Code, FedlessError
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
     from edge_runtime.controls import Controls
     from edge_runtime.eligibility import Verdict
+    from edge_runtime.entries import OpenRound
     from edge_runtime.heads import Heads
-    from edge_runtime.invocation import Invocation, Timings
+    from edge_runtime.invocation import Invocation
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
     from edge_runtime.outbox import Outbox
     from edge_runtime.starts import Starts
+    from edge_runtime.timings import Timings
     from fedless.protocol.messages import Ticket
 
 WAKE_BYTES_MAX = 4096
@@ -61,31 +65,38 @@ class WakeUp:
 class Participant:
     """One run over one state directory. `observe` is told each step that is complete and durable.
 
-    `kept` is what a lingering participant has from its last run (`linger`).
+    `kept` is what it works with, and a lingering participant has from its last run (`linger`).
     """
 
     state: Path
     wake: WakeUp
     observe: Callable[[str, int], None]
     answer: Callable[[str], None]
-    kept: Starts | None = None
+    kept: Kept
     retry_ms: int = 0
-    journal: Journal = field(init=False)
     config: EdgeConfig = field(init=False)
     identity: Identity = field(init=False)
     outbox: Outbox = field(init=False)
     controls: Controls = field(init=False)
     heads: Heads = field(init=False)
-    starts: Starts = field(init=False)
     verdict: Verdict = field(init=False)
     _renewals: Renewals = field(init=False)
     _instance_at: float = field(init=False, default=0.0)
+    _begun: bytes = field(init=False, default=b"")
     _asked: Invocation | None = field(init=False, default=None)
+
+    @property
+    def journal(self) -> Journal:
+        """What this device has seen and promised."""
+        return self.kept.journal
+
+    @property
+    def starts(self) -> Starts:
+        """Where instances come from."""
+        return self.kept.starts
 
     def run(self) -> None:
         """Judge the wake-up, then do all that is open. Raises `LocalError`."""
-        self.journal = Journal.open(self.state / JOURNAL)
-        self.starts = self.kept or open_starts(self.state)
         try:
             if not self.wake.data and not self._unfinished() and not self._renewal_due():
                 return
@@ -98,9 +109,6 @@ class Participant:
             self.identity = self._renewals.unasked(self.identity, self.now_ms(), *here)
         finally:
             self.starts.discard()
-            if self.kept is None:
-                self.starts.close()
-            self.journal.close()
         if self.retry_ms:
             self.answer(f"retry {self.retry_ms}")
 
@@ -126,38 +134,11 @@ class Participant:
         self._renewals = Renewals(self.state, self.journal, lambda: self._link(()))
 
     def _judge(self) -> None:
-        """The wake-up as a ticket: a new one is journaled, any other counted and dropped."""
-        from fedless.protocol import signed, wire
+        from edge_runtime.judging import Judge
 
-        round_id = 0
-        try:
-            content = self._verified()
-            ticket = wire.ticket_from_bytes(content)
-            round_id = ticket.round_id
-            signed.judge_ticket(ticket, self.identity.fleet, self.identity.client_id, self.now_ms())
-        except PeerError as error:
-            detail = _with_clock_hint(error)
-            self.journal.refuse(error.code, detail, round_id, self.now_ms())
-            say("participant", "ticket_refused", code=error.code.value, round=round_id, why=detail)
-            return
-        if self.journal.accept(ticket, content, self.now_ms()):
-            self.observe("accepted", round_id)
-        else:
-            self.journal.refuse(Code.DUPLICATE, "", round_id, self.now_ms())
-            say("participant", "ticket_repeated", round=round_id)
-
-    def _verified(self) -> bytes:
-        """The ticket's bytes; if its key is unknown, after the fleet was asked for its keys."""
-        from fedless.protocol import signed, wire
-
-        ticket = wire.signed_ticket_from_bytes(self.wake.data)
-        try:
-            return signed.verify_ticket(ticket, self.identity.ticket_keys)
-        except PeerError as error:
-            if error.code is not Code.TICKET_UNKNOWN_KEY:
-                raise
-            self.identity = self._renewals.for_unknown_key(self.identity, self.now_ms())
-        return signed.verify_ticket(ticket, self.identity.ticket_keys)
+        judge = Judge(self.journal, self._renewals, self.observe, self.now_ms, self.identity)
+        judge.hear(self.wake.data)
+        self.identity, self._begun = judge.identity, judge.begun
 
     def _finish(self) -> None:
         """Run the open rounds and deliver what is finished."""
@@ -168,13 +149,16 @@ class Participant:
         if not self._unfinished():
             return
         from edge_runtime.config import FILE, load
-        from edge_runtime.controls import Controls
-        from edge_runtime.heads import FOLDER, Heads
-        from edge_runtime.outbox import Outbox
         from edge_runtime.telling import fit
 
         self.config = load(self.state / FILE)
         self.verdict = fit(self.config, self.starts.functions)
+        if open_rounds and self.verdict.eligible:
+            self._prepare(open_rounds[0])
+        from edge_runtime.controls import Controls
+        from edge_runtime.heads import FOLDER, Heads
+        from edge_runtime.outbox import Outbox
+
         self.controls = Controls(self.state / "controls", self.journal)
         self.heads = Heads(self.state / FOLDER, self.config.limits.heads_mb << 20)
         self.outbox = Outbox(self.state / "outbox", self.journal, self.config.limits.outbox_mb << 20)
@@ -191,18 +175,29 @@ class Participant:
         if ticket.kind in RUNS | {INVOKE}:
             self.starts.early(ticket.bundle_digest.hex())
 
+    def _prepare(self, open_round: OpenRound) -> None:
+        from edge_runtime.jobs import JobKind
+        from fedless.protocol import wire
+        from fedless.protocol.messages import Kind
+
+        ticket = wire.ticket_from_bytes(open_round.ticket)
+        if ticket.kind in RUNS:
+            kind = JobKind.TRAIN if ticket.kind is Kind.TRAIN else JobKind.EVALUATE
+            self.starts.prepare(kind, ticket.bundle_digest.hex(), self.config)
+
     def _round(self, open_round: OpenRound) -> None:
         """One open round, to its outcome or to a later attempt."""
-        from edge_runtime.invocation import Timings
+        from edge_runtime.timings import Timings
         from fedless.protocol import wire
 
         ticket = wire.ticket_from_bytes(open_round.ticket)
-        woken = self.wake.received if open_round.attempts == 0 else self.wake.started
+        begun = open_round.nonce == self._begun
+        woken = self.wake.received if begun or open_round.attempts == 0 else self.wake.started
         timings = Timings(woken)
         timings.phases["queue"] = max(0.0, round(self.wake.started - woken, 3))
         timings.phases["start"] = round(self._instance_at - self.wake.started, 3)
         at = timings.lap("import", self._instance_at)
-        attempt = self.journal.attempt(open_round.nonce)
+        attempt = 1 if begun else self.journal.attempt(open_round.nonce)
         with self._link(ticket.endpoints) as link:
             timings.lap("connect", at)
             outcome, detail = self._outcome(ticket, link, timings, attempt)
@@ -227,6 +222,7 @@ class Participant:
             return REPORTED, ""
         except FedlessError as error:
             if error.code in _LATER or error.retry_after_ms:
+                self.kept.links.doubt()
                 self._again(error.retry_after_ms or _RETRY_MS)
                 return "", error.detail
             return error.code.value, " ".join(part for part in (error.detail, error.fix) if part)
@@ -246,7 +242,7 @@ class Participant:
     def _report(self, ticket: Ticket, invocation: Invocation, timings: Timings) -> tuple[str, str]:
         """Run, store, deliver; the outcome and why, as `_outcome`."""
         from edge_runtime.checkin import BUDGET_S
-        from edge_runtime.invocation import monotonic_ms
+        from edge_runtime.timings import monotonic_ms
 
         finished = invocation.run(ticket, timings)
         at = monotonic_ms()
@@ -341,37 +337,18 @@ class Participant:
         """A new certificate, and what the fleet tells with it. Raises `FedlessError`, changing nothing."""
         self.identity = self._renewals.renew(link, self.identity)
 
-    def _link(self, endpoints: tuple[str, ...]) -> Link:
-        from edge_runtime.link import Link
-
-        own = self.identity
-        places = endpoints or own.endpoints.fleet
-        return Link(places, own.server_name, own.key_pem, own.chain_pem, own.authority_pem)
+    def _link(self, endpoints: tuple[str, ...]) -> AbstractContextManager[Link]:
+        return self.kept.links.open(endpoints, self.identity)
 
     def _again(self, after_ms: int) -> None:
         self.retry_ms = min(self.retry_ms or after_ms, after_ms)
 
 
-def _with_clock_hint(error: PeerError) -> str:
-    """An expired ticket is seldom a day late: then the clock is the likelier trouble."""
-    if error.code is not Code.TICKET_EXPIRED:
-        return error.detail
-    return f"{error.detail} If that is wrong, set the clock; `fedless-edge doctor` compares it with the aggregator's."
-
-
-def open_starts(state: Path) -> Starts:
-    """Where the instances of one state directory come from."""
-    from edge_runtime.functions import Functions
-    from edge_runtime.starts import Starts
-
-    return Starts(state, Functions(state))
-
-
 def serve(state: Path, wake: WakeUp, observe: Callable[[str, int], None] = log_step) -> int:
     """Run once over a state directory; the exit status."""
     try:
-        with alone(state):
-            Participant(state, wake, observe, write_line).run()
+        with alone(state), Kept.open(state, lingers=False) as kept:
+            Participant(state, wake, observe, write_line, kept).run()
     except FedlessError as error:
         say("participant", "failed", code=error.code.value, why=str(error))
         return BUSY_EXIT if error.code is Code.BUSY else 1
@@ -386,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(WAKE_BYTES_MAX)
     received, started = float(given.get("received", now)), float(given.get("started", now))
     wake = WakeUp(data, received, started, float(given.get("agent-rss", 0)))
-    return serve(Path(given["state"]), wake)
+    return leave(serve(Path(given["state"]), wake))
 
 
 def _options(arguments: list[str]) -> Mapping[str, str]:

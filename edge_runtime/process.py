@@ -24,19 +24,27 @@ FORK, READY = b"fork", b"ready"
 """What is said to a fork server, and by it when its imports are done."""
 STATUS = struct.Struct("=i")
 """How a fork server tells an exit status: as `os.waitstatus_to_exitcode`."""
-# A process of ours skips `site`: what it would add to the path is handed over, its memory is saved.
+# A process of ours skips `site`: what it would add to the path is handed over, its memory is saved. Imports make no
+# garbage worth a search for it.
 _BOOT = (
-    "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); m = sys.argv.pop(1); "
-    "sys.exit(__import__(m, fromlist='m').main())"
+    "import gc, sys; gc.disable(); sys.path[:0] = sys.argv.pop(1).split(':'); "
+    "m = __import__(sys.argv.pop(1), fromlist='m'); gc.enable(); sys.exit(m.main())"
 )
 _EXIT_S = 2.0
 _SHELL_SIGNAL = 128
 
 
-def own_start() -> list[str]:
+def own_start(*flags: str) -> list[str]:
     """What is put before the name of a module of ours, whose `main` a fresh interpreter with this path then runs."""
     paths = ":".join(path for path in sys.path if path and Path(path).exists())
-    return [sys.executable, "-I", "-S", "-c", _BOOT, paths]
+    return [sys.executable, "-I", "-S", *flags, "-c", _BOOT, paths]
+
+
+def start_of(module: str, python: str = sys.executable) -> list[str]:
+    """The same for an instance, whose output is not buffered; of another interpreter with the path that it has."""
+    if python != sys.executable:
+        return [python, "-P", "-m", module]
+    return [*own_start("-u"), module]
 
 
 class Process(Protocol):

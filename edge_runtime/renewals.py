@@ -7,6 +7,7 @@ Called by the participant. A renewal that fails changes nothing; it is written d
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ class Renewals:
 
     state: Path
     journal: Journal
-    link: Callable[[], Link]
+    link: Callable[[], AbstractContextManager[Link]]
 
     def renew(self, link: Link, own: Identity) -> Identity:
         """A new certificate, and what the fleet tells with it. Raises `FedlessError`, changing nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import NoReturn
 
 from edge_runtime.log import say
@@ -29,6 +30,16 @@ def write_line(line: str) -> None:
         os.write(1, f"{line}\n".encode())
     except OSError:
         return
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, whose files, links and children are closed: gRPC would take 30 ms to be taken apart."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue  # whoever read it is gone
+    os._exit(status)
 
 
 def stop(number: int, frame: object) -> NoReturn:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.optimizers import Vector
-from fedless.protocol.messages import ClientRule, Optimizer
+from fedless.protocol.client_rule import ClientRule, Optimizer
 
 NORMALIZER = "normalizer"
 FAIR_WEIGHT = "fair_weight"

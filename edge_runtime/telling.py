@@ -21,10 +21,10 @@ from fedless.protocol.messages import FUNCTIONS_MAX, FunctionVersion, Invocation
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
-    from edge_runtime.timings import Timings
     from edge_runtime.journal import Journal
     from edge_runtime.keystore import Identity
     from edge_runtime.link import Link
+    from edge_runtime.timings import Timings
 
 REPORTED = "reported"
 _BEFORE_RUN = ("start", "import", "connect", "check_in", "download")

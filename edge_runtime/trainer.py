@@ -216,9 +216,7 @@ class _Clock:
 
 def _given(job: Job, work: loops.Work, directory: Path) -> Given:
     """What the task's rule needs beside the model: control variates, the loss before training."""
-    controls = [
-        _parameters(path, work.model) if path else None for path in (job.control, job.own_control)
-    ]
+    controls = [_parameters(path, work.model) if path else None for path in (job.control, job.own_control)]
     loss = 0.0
     if job.rule.fair_q:
         judge = replace(work, graph=Graph(directory / GRAPH_FILE, JobKind.EVALUATE, job.threads))
@@ -283,6 +281,7 @@ def serve(link: socket.socket) -> int:
     def emit(values: Mapping[str, object]) -> None:
         link.sendall(frame(values))
 
+    preload()
     emit({"event": "ready", "monotonic_ms": time.monotonic() * 1000})
     job, ready = joblink.receive(link), _nowhere
     if isinstance(job, Place):
@@ -308,6 +307,11 @@ def serve(link: socket.socket) -> int:
         link.sendall(result.payload)
         return 0
     return 1
+
+
+def preload() -> None:
+    """What numpy imports when it is first asked for it, and every training asks for."""
+    np.random  # noqa: B018
 
 
 def _nowhere() -> Ready | None:
@@ -356,13 +360,13 @@ def serve_and_close(link: socket.socket) -> int:
             return 1
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """`python -m edge_runtime.trainer --fd N`."""
-    flag, number = arguments
+    flag, number = sys.argv[1:] if arguments is None else arguments
     if flag != "--fd":
         sys.exit("usage: python -m edge_runtime.trainer --fd N")
     return serve_and_close(socket.socket(fileno=int(number)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

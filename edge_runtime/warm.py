@@ -16,7 +16,7 @@ from typing import Self
 
 from edge_runtime import sandbox
 from edge_runtime.instance import Instance, child
-from edge_runtime.process import FORK, READY, Child, Forked
+from edge_runtime.process import FORK, READY, Child, Forked, start_of
 from fedless.protocol.errors import Code, LocalError
 
 _START_S = 30.0
@@ -35,7 +35,7 @@ class ForkServer:
 
         `space` is what its instances see (None: no namespaces). Raises `LocalError(INSTANCE_FAILED)`.
         """
-        command = [python, "-P", "-m", "edge_runtime.forkserver"]
+        command = start_of("edge_runtime.forkserver", python)
         if space is not None:
             command += ["--scratch", sandbox.SCRATCH]
         # the server sees its socket close when we die, so it needs no other watch
