@@ -26,6 +26,7 @@ class Links:
     """Of one participant. `keep`: the last link stays open for the next wake-up; `close` ends it."""
 
     keep: bool = False
+    silent_s: float = SILENT_S
     _kept: Link | None = field(init=False, default=None)
     _kept_for: tuple[object, ...] = field(init=False, default=())
     _silent_since: float = field(init=False, default=0.0)
@@ -62,7 +63,7 @@ class Links:
 
     def _take(self, wanted: tuple[object, ...]) -> Link | None:
         """The link that was kept, if it is the one, with its bytes counted from 0."""
-        if self._kept_for != wanted or time.monotonic() - self._silent_since > SILENT_S:
+        if self._kept_for != wanted or time.monotonic() - self._silent_since > self.silent_s:
             self.close()
         kept, self._kept = self._kept, None
         if kept is not None:

@@ -185,6 +185,7 @@ class FakeAggregator(
         self.metrics: list[Any] = []
         self.statuses: list[Any] = []
         self.calls: list[str] = []
+        self.peers: set[str] = set()
         self.clock_ahead_ms = 0
         self.renewed: dict[str, Any] = {}
         self.renew_requests: list[Any] = []
@@ -331,6 +332,7 @@ class FakeAggregator(
     def _call(self, name: str, context: Any) -> Refusing:
         with self.lock:
             self.calls.append(name)
+            self.peers.add(context.peer())
         refusing = Refusing(context)
         with refusing:
             self.before(name)

@@ -75,3 +75,16 @@ def test_unused_functions_are_removed(tmp_path: Path) -> None:
         os.utime(folder, (1_000_000 - age, 1_000_000 - age))
     remove_unused_functions(tmp_path, frozenset({names[4]}), most=2)
     assert {path.name for path in tmp_path.iterdir()} == {names[n].hex() for n in (0, 1, 4)}
+
+
+def test_a_download_that_a_power_cut_emptied_is_asked_for_again(tmp_path: Path) -> None:
+    """It is synced while the instance works: before that, its name may outlive its bytes."""
+    cache, data = Cache(tmp_path, 1000), b"0123456789"
+    key = put(cache, data)
+    (tmp_path / key.hex()).write_bytes(b"")
+    assert cache.find(key) is None
+    assert put(cache, data) == key
+    cache.settle()
+    assert cache.find(key) is not None
+    (tmp_path / put(cache, b"other").hex()).unlink()
+    cache.settle()

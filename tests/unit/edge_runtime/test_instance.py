@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,51 @@ def test_an_early_start_waits_for_its_job(tmp_path: Path) -> None:
         pid = instance.pid
     assert outcome.steps == 1
     assert not alive(pid)
+
+
+def test_a_prepared_instance_reads_its_data_before_its_job_comes(tmp_path: Path) -> None:
+    read = tmp_path / "read"
+    described = job(tmp_path, f"    open({str(read)!r}, 'w').close()\n{GOOD}")
+    with Instance.start() as instance:
+        instance.prepare(described.place)
+        until = time.monotonic() + 60
+        while not read.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert read.exists()
+        assert instance.run(described, timeout_ms=30_000).examples == 8
+
+
+def test_what_goes_wrong_at_the_place_is_the_answer_to_the_job(tmp_path: Path) -> None:
+    for body, code in (
+        ("    return 5\n", Code.INSTANCE_BAD_RESULT),
+        ("    raise MemoryError\n", Code.INSTANCE_MEMORY),
+    ):
+        described = job(tmp_path, body)
+        with Instance.start() as instance:
+            instance.prepare(described.place)
+            with pytest.raises(FedlessError) as caught:
+                instance.run(described, timeout_ms=30_000)
+        assert caught.value.code is code
+
+
+def test_an_instance_that_was_prepared_for_another_job_takes_none(tmp_path: Path) -> None:
+    described = job(tmp_path)
+    with Instance.start() as instance:
+        instance.prepare(replace(described.place, threads=2))
+        assert not instance.fits(described.place)
+        with pytest.raises(LocalError) as caught:
+            instance.run(described, timeout_ms=30_000)
+    assert caught.value.code is Code.WRONG_STATE
+
+
+def test_a_prepared_instance_that_dies_says_how(tmp_path: Path) -> None:
+    described = job(tmp_path, "    import os\n    os._exit(7)\n")
+    with Instance.start() as instance:
+        instance.prepare(described.place)
+        with pytest.raises(FedlessError) as caught:
+            instance.run(described, timeout_ms=30_000)
+    assert caught.value.code is Code.INSTANCE_FAILED
+    assert "exit status 7" in caught.value.detail
 
 
 def test_an_instance_that_is_not_needed_ends(tmp_path: Path) -> None:

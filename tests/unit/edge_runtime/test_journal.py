@@ -145,3 +145,35 @@ def test_versions_only_rise(path: Path) -> None:
     journal.saw_version("f", 2)
     assert journal.newest_version("f") == 3
     assert journal.newest_version("g") == 0
+
+
+def test_a_round_that_begins_at_once_is_noted_as_begun_with_its_ticket(path: Path) -> None:
+    journal = Journal.open(path)
+    assert journal.accept(ticket(7), b"content", 1, begun=True)
+    assert [one.attempts for one in journal.open_rounds()] == [1]
+    assert journal.attempt(ticket(7).nonce) == 2
+    journal.close()
+
+
+def test_what_was_erased_is_not_on_the_disk_though_the_journal_stays_open(path: Path) -> None:
+    journal = Journal.open(path)
+    secret = b"a seed that was used" * 40
+    journal.save_mask_state(secret, b"")
+    journal.settle()
+    journal.save_mask_state(b"erased", b"")
+    assert secret in path.read_bytes(), "it is there until the log is taken over"
+    journal.settle()
+    left = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert secret[:20] not in left
+    assert journal.mask_state() == b"erased"
+    journal.close()
+
+
+def test_a_journal_that_was_moved_away_is_known(path: Path) -> None:
+    journal = Journal.open(path)
+    assert journal.present
+    path.rename(path.with_name("away.db"))
+    assert not journal.present
+    Journal.open(path).close()
+    assert not journal.present, "another one is in its place"
+    journal.close()

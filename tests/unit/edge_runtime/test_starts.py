@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from edge_runtime import sandbox
+from edge_runtime.budget import Budget
 from edge_runtime.bundle import Unpacked
 from edge_runtime.config import EdgeConfig, SandboxSettings
 from edge_runtime.data.source import DataSource
 from edge_runtime.functions import Functions
+from edge_runtime.host import place
 from edge_runtime.instance import Instance
+from edge_runtime.jobs import JobKind
 from edge_runtime.starts import Starts, rss_mb
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.manifest import Manifest, parse_bytes
@@ -57,6 +60,72 @@ def test_the_second_start_is_early_and_used(starts: Starts, tmp_path: Path) -> N
     assert begun is not None
     with starts.take(unpacked(), MODEL, config(tmp_path), 2) as taken:
         assert taken is begun
+
+
+def prepared(starts: Starts, tmp_path: Path, kind: JobKind = JobKind.TRAIN) -> EdgeConfig:
+    """An early instance of a version that lies here, told its place."""
+    folder = starts.functions.folder("ab" * 32)
+    folder.parent.mkdir(exist_ok=True)
+    shutil.copytree(MLP, folder, dirs_exist_ok=True)
+    settings = config(tmp_path)
+    with starts.take(here(starts), MODEL, settings, 1):
+        pass
+    starts.early("ab" * 32)
+    starts.prepare(kind, "ab" * 32, settings)
+    return settings
+
+
+def here(starts: Starts) -> Unpacked:
+    return replace(unpacked(), directory=starts.functions.folder("ab" * 32))
+
+
+def claims(tmp_path: Path) -> int:
+    return len(list((tmp_path / "memory").glob("*.run")))
+
+
+def test_a_prepared_instance_has_its_memory_and_is_used_for_its_job(starts: Starts, tmp_path: Path) -> None:
+    settings = prepared(starts, tmp_path)
+    begun = early(starts)
+    assert claims(tmp_path) == 1
+    wanted = place(JobKind.TRAIN, here(starts), settings, starts)
+    with starts.take(here(starts), MODEL, settings, 2, wanted) as taken:
+        assert taken is begun
+        assert claims(tmp_path) == 1, "it is claimed once"
+    assert claims(tmp_path) == 0
+
+
+def test_one_that_was_prepared_for_another_job_is_thrown_away(starts: Starts, tmp_path: Path) -> None:
+    settings = prepared(starts, tmp_path, JobKind.EVALUATE)
+    begun = early(starts)
+    wanted = place(JobKind.TRAIN, here(starts), settings, starts)
+    with starts.take(here(starts), MODEL, settings, 2, wanted) as taken:
+        assert taken is not begun
+        assert claims(tmp_path) == 1
+    prepared(starts, tmp_path)
+    starts.discard()
+    assert claims(tmp_path) == 0, "it gives its memory back"
+
+
+def test_nothing_is_prepared_where_memory_is_not_free_or_the_version_is_older(
+    starts: Starts, tmp_path: Path
+) -> None:
+    settings = prepared(starts, tmp_path)
+    starts.discard()
+    starts.early("ab" * 32)
+    with Budget(tmp_path).claim(1 << 20, 0):
+        starts.prepare(JobKind.TRAIN, "ab" * 32, settings)
+        assert claims(tmp_path) == 1
+    begun = early(starts)
+    with starts.take(
+        here(starts), MODEL, settings, 2, place(JobKind.EVALUATE, here(starts), settings, starts)
+    ) as it:
+        assert it is begun, "without a place it takes any job"
+    known = starts.functions.find("ab" * 32)
+    assert known is not None
+    starts.functions.install(replace(known, digest="cd" * 32, version=known.version + 1), 2)
+    starts.early("ab" * 32)
+    starts.prepare(JobKind.TRAIN, "ab" * 32, settings)
+    assert claims(tmp_path) == 0
 
 
 @pytest.mark.skipif(not sandbox.probe().namespaces, reason="without namespaces all instances see the same")
