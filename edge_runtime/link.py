@@ -93,16 +93,6 @@ class Link:
         self.bytes_up = 0
         self._connect()
 
-    def greet(self) -> None:
-        """Begin the handshakes now, beside what this process does next; the first call finds them done, or waits."""
-        channel = self._channel
-
-        def hear(state: grpc.ChannelConnectivity) -> None:
-            if state is grpc.ChannelConnectivity.READY:
-                channel.unsubscribe(hear)
-
-        channel.subscribe(hear, try_to_connect=True)
-
     def turn(self) -> None:
         """Try the next endpoint, if there is another."""
         if len(self._endpoints) > 1:

@@ -83,6 +83,4 @@ def _connect(
 ) -> Link:
     from edge_runtime.link import Link  # noqa: PLC0415  (gRPC: after the instance was started)
 
-    link = Link(endpoints, server_name, key_pem, chain_pem, authority_pem)
-    link.greet()
-    return link
+    return Link(endpoints, server_name, key_pem, chain_pem, authority_pem)
