@@ -115,6 +115,8 @@ class Heads:
             )
         whole = self._folder / f"{head.stem}.{model.name[:16]}.whole"
         if not whole.is_file():
+            from edge_runtime import partial  # noqa: PLC0415  (see `put`)
+
             self._check_whole(size)
             data = bytearray(model.read_bytes())
             partial.put_in(data, layout, head.read_bytes())
