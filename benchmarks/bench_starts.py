@@ -4,18 +4,23 @@ A whole device is woken for rounds of one step, once with nothing kept (cold) an
 fork server stay): from the wake-up's arrival to the first optimiser step, over mTLS, mosquitto and the real sandbox.
 Apart from that, instances alone: started fresh or forked, with and without bubblewrap; the difference is the sandbox.
 Reference, in the same run: the same instance without a sandbox, started fresh. Goals on 2 cores: 600 and 60 ms (p50).
+And, where they are at hand, TensorFlow and PyTorch: a fresh process of each to the first step of the same CNN, in turn
+with a fresh instance of ours. `--tensorflow-python PYTHON` (this interpreter, if it has it) and `--torch-python PYTHON`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fresh
 import harness
 import psutil
 from published import STARTS
@@ -31,6 +36,7 @@ from fedless.protocol.messages import ClientRule
 
 ROUNDS = 25
 INSTANCES = 15
+FRESH = 5
 KEEP = {"warm": {"memory_mb": 1000, "keep_s": 60}}
 FUNCTIONS = {"mlp_101770": "function-mlp", "cnn_582026": "function"}
 
@@ -39,7 +45,11 @@ def main() -> None:
     """Measure devices, then instances."""
     parser = argparse.ArgumentParser(description="Cold and warm starts.")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    rounds = parser.parse_args().rounds
+    own = sys.executable if find_spec("tensorflow") else ""
+    for library, python in (("tensorflow", own), ("torch", "")):
+        parser.add_argument(f"--{library}-python", default=python, metavar="PYTHON")
+    given = parser.parse_args()
+    rounds = given.rounds
     harness.wait_idle()
     devices = {
         name: {how: device(harness.MNIST / folder, rounds, settings) for how, settings in _hows()}
@@ -48,10 +58,17 @@ def main() -> None:
     level = sandbox.probe()
     alone = {name: instances(harness.MNIST / folder, level) for name, folder in FUNCTIONS.items()}
     small = alone["mlp_101770"]
+    others = {
+        library: python
+        for library, python in (("tensorflow", given.tensorflow_python), ("torch", given.torch_python))
+        if python
+    }
+    cold = devices["cnn_582026"]["cold"]["p50"]
     harness.finish(
         "starts",
         wake_to_first_step_ms=devices,
         instance_to_first_step_ms=alone,
+        fresh_process_to_first_step=libraries(level, others, cold),
         sandbox_cost_ms={
             how: round(small[f"{how}_boxed"]["p50"] - small[f"{how}_bare"]["p50"], 1) for how in ("cold", "warm")
         },
@@ -96,14 +113,8 @@ def device(function: Path, rounds: int, settings: dict[str, Any]) -> dict[str, A
 
 def instances(function: Path, level: sandbox.Level) -> dict[str, dict[str, float]]:
     """Instances alone: from asking for one to its first step. The four ways take turns, so that all see one machine."""
-    data = harness.MNIST / "data"
-    space = sandbox.Space((str(function), str(data)))
-    bare = Job(
-        JobKind.TRAIN, str(function), str(function / "initial.f32"), {"kind": "idx", "path": str(data)},
-        ClientRule(max_steps=1),
-    )  # fmt: skip
-    boxed = replace(bare, confinement=sandbox.confinement(space, 512, 60, level))
-    inside = space if level.namespaces else None
+    boxed, inside = boxed_job(function, harness.MNIST / "data", level)
+    bare = replace(boxed, confinement={})
     with ForkServer.start(None) as bare_server, ForkServer.start(inside) as boxed_server:
         for server in (bare_server, boxed_server):
             server.wait_ready()
@@ -118,6 +129,48 @@ def instances(function: Path, level: sandbox.Level) -> dict[str, dict[str, float
             for name, way in ways.items():
                 figures[name].append(way.first_step_ms())
     return {name: spread(values) for name, values in figures.items()}
+
+
+def libraries(level: sandbox.Level, others: dict[str, str], cold_ms: float) -> dict[str, Any]:
+    """The CNN's first step in a fresh process of each library and in a fresh instance in its sandbox, in turn.
+
+    Ratios are to that instance, and to the whole of a device's cold start, from the wake-up on (`cold_ms`).
+    """
+    function, data = harness.MNIST / "function", harness.MNIST / "data"
+    job, space = boxed_job(function, data, level)
+    ways: dict[str, Callable[[], float]] = {
+        "instance": Start(job, lambda: Instance.start(space=space)).first_step_ms
+    }
+    programs = {"tensorflow": fresh.TENSORFLOW, "torch": fresh.TORCH}
+    for library, python in others.items():
+        ways[library] = lambda library=library, python=python: fresh.first_step_ms(python, programs[library])
+    figures: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(FRESH):
+        for name, way in ways.items():
+            figures[name].append(way())
+    medians = {name: harness.middle(values, 1) for name, values in figures.items()}
+    ratios = {
+        name: {
+            "to_instance": round(medians[name] / medians["instance"], 1),
+            "to_wake_up_cold": round(medians[name] / cold_ms, 1),
+        }
+        for name in others
+    }
+    missing = {
+        library: f"not measured: name an interpreter that has it with --{library}-python"
+        for library in programs.keys() - others.keys()
+    }
+    return {"cnn_582026_ms": medians, "ratios": ratios, "repeats": FRESH, **missing}
+
+
+def boxed_job(function: Path, data: Path, level: sandbox.Level) -> tuple[Job, sandbox.Space | None]:
+    """One step on the data, and what it may see; None where there are no namespaces."""
+    space = sandbox.Space((str(function), str(data)))
+    job = Job(
+        JobKind.TRAIN, str(function), str(function / "initial.f32"), {"kind": "idx", "path": str(data)},
+        ClientRule(max_steps=1), confinement=sandbox.confinement(space, 512, 60, level),
+    )  # fmt: skip
+    return job, space if level.namespaces else None
 
 
 @dataclass(frozen=True)
