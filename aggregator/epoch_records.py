@@ -6,6 +6,7 @@ A key epoch that has ended stays ended: whoever was about to write more of it is
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,12 +27,31 @@ log = structlog.get_logger()
 
 @dataclass
 class LiveEpoch:
-    """A key epoch in memory; `changed` is set, and replaced, when there may be something new to say."""
+    """A key epoch in memory; `changed` is set, and replaced, when there may be something new to say.
+
+    `gave_up`: why clients do not join it, by id, as far as they told since the service's start.
+    """
 
     value: KeyEpoch
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    gave_up: dict[str, Code] = field(default_factory=dict)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether too few are left to join, since others gave up."""
+        return bool(self.gave_up) and len(self.value.cohort) - len(self.gave_up) < self.value.minimum
+
+    @property
+    def told(self) -> str:
+        """Why clients did not join it, in words; empty: nobody told."""
+        counts = Counter(self.gave_up.values())
+        each = (
+            f"{times} of {len(self.value.cohort)}: {code.sentence} ({code.value})"
+            for code, times in counts.items()
+        )
+        return "; ".join(each)
 
     def tell(self) -> None:
         """Wakes everybody who waits for news."""
@@ -107,6 +127,27 @@ class EpochRecords:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def gave_up(self, client_id: str, epoch: int, code: Code) -> None:
+        """A client does not join, for this reason. Raises `PeerError` as `_open`."""
+        live = await self._open(client_id, epoch)
+        if client_id in live.gave_up:
+            return
+        now = self._clock()
+        await self._database.run(
+            lambda c: history.note(
+                c,
+                live.value.run_id,
+                "client_gave_up",
+                now,
+                round_id=epoch,
+                client_id=client_id,
+                reason=code.value,
+            )
+        )
+        live.gave_up[client_id] = code
+        live.tell()
+        self._on_step(live.value.run_id)
 
     # -- small things
 

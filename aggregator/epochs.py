@@ -115,9 +115,10 @@ class KeyEpochs(EpochRecords):
             )
             await self._activate(live)
         except PeerError as error:
+            detail = " ".join(part for part in (error.detail, live.told) if part)
             if not live.value.ended_at_ms:
-                await self.end(live, f"{error.code.value}: {error.detail}")
-            raise
+                await self.end(live, f"{error.code.value}: {detail}")
+            raise PeerError(error.code, detail, fix=error.fix) from error
         return live
 
     def _wake(self, live: LiveEpoch) -> None:
@@ -134,8 +135,8 @@ class KeyEpochs(EpochRecords):
                 self.spawn(live, self._tickets.wake(terms, client_id, nonce))
 
     async def _wait(self, live: LiveEpoch, complete: Callable[[KeyEpoch], bool], what: str) -> None:
-        """Until it is complete, or the window for it is over."""
-        while not complete(live.value):
+        """Until it is complete, or the window for it is over, or too few are left to join."""
+        while not complete(live.value) and not live.is_lost:
             until = live.value.keys_until_ms if what == "keys" else live.value.shares_until_ms
             left = until - self._clock()
             if left <= 0:

@@ -17,7 +17,7 @@ from aggregator.feasible import instance_mb, names, refusals, too_short, usable
 from aggregator.forecast import Closing, Rules, Times, closing, fewer_than
 from aggregator.pace import Tariff
 from fedless.protocol.messages import Mode
-from fedless.protocol.secagg.epochs import SMALL_COHORT
+from fedless.protocol.secagg.epochs import MINIMUM_COHORT, SMALL_COHORT
 
 HELPER_UNDER = 0.8
 """Under this presence a mode that needs one message of each client is recommended (docs/helper.md)."""
@@ -223,6 +223,11 @@ def _advice(wanted: Wanted, presence: float, no_model: float, closed: Closing) -
     if wanted.mode is not Mode.PLAIN and wanted.goal < SMALL_COHORT:
         found.append(
             f"The sum of {wanted.goal} clients says much of each: {SMALL_COHORT} or more are better."
+        )
+    if wanted.mode is Mode.PAIRWISE and wanted.secagg_minimum < MINIMUM_COHORT:
+        found.append(
+            f"secagg.minimum is {wanted.secagg_minimum}: a device refuses cohorts of fewer than {MINIMUM_COHORT}, "
+            f"unless its owner allows them (`fedless-edge policy minimum_cohort={wanted.secagg_minimum}`)."
         )
     if no_model > 0.1:  # noqa: PLR2004 - one round in ten
         found.append(

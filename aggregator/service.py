@@ -201,7 +201,11 @@ class RoundsService(MaskedMethods, rounds_pb2_grpc.RoundsServicer):
         self, request: rounds_pb2.InvocationMetrics, caller: Caller
     ) -> rounds_pb2.MetricsReceipt:
         """See rounds.proto."""
-        await self._coordinator.put_metrics(caller.name.id, wire.metrics_from_pb(request))
+        metrics, epochs = wire.metrics_from_pb(request), self._masks.epochs
+        if await epochs.is_epoch(metrics.round_id):
+            await epochs.gave_up(caller.name.id, metrics.round_id, Code.of(metrics.outcome))
+        else:
+            await self._coordinator.put_metrics(caller.name.id, metrics)
         return rounds_pb2.MetricsReceipt()
 
 

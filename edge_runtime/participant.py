@@ -48,7 +48,7 @@ WAKE_BYTES_MAX = 4096
 ATTEMPTS_MAX = 5
 _LATER = frozenset({Code.AGGREGATOR_UNREACHABLE, Code.BUSY})
 _RETRY_MS = 5_000
-RUNS, INVOKE = frozenset({1, 2}), 5  # kinds TRAIN and EVALUATE, and INVOKE, before that module is imported
+RUNS, EPOCH, INVOKE = frozenset({1, 2}), 4, 5  # kinds TRAIN, EVALUATE, ..., before their module is there
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Participant:
             if outcome:
                 self._end(ticket.nonce, ticket.round_id, outcome, detail)
             log_ended(ticket.run_id, ticket.round_id, ticket.kind.name, outcome or "later", detail)
-            if outcome and ticket.kind in RUNS | {INVOKE}:
+            if outcome and ticket.kind in RUNS | {INVOKE, EPOCH if outcome != REPORTED else INVOKE}:
                 self._tell(link, ticket, timings, outcome)
             self._unmask(ticket)
 
@@ -326,9 +326,7 @@ class Participant:
         here = telling.Here(self.state, self.journal, functions, self.identity)
         if ticket.kind in RUNS:
             telling.record(functions, ended, link.bytes_down + link.bytes_up)
-            telling.tell(link, here, ended)
-        else:
-            telling.tell_status(link, here, verdict, rss_mb)
+        telling.tell(link, here, ended)
         if self.identity.renewal_due(self.now_ms()):
             self.identity = self._renewals.try_to(link, self.identity, self.now_ms())
             telling.tell_status(link, replace(here, identity=self.identity), verdict, rss_mb)

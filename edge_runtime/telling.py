@@ -17,7 +17,7 @@ from edge_runtime.functions import FLEET, Call, Functions
 from edge_runtime.log import say
 from edge_runtime.profile import device_status, peak_rss_mb
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.messages import FUNCTIONS_MAX, FunctionVersion, InvocationMetrics, Ticket
+from fedless.protocol.messages import FUNCTIONS_MAX, FunctionVersion, InvocationMetrics, Kind, Ticket
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
@@ -91,7 +91,13 @@ def record(functions: Functions, ended: Ended, used_bytes: int) -> None:
 
 
 def tell(link: Link, here: Here, ended: Ended) -> None:
-    """Metrics of a round; then profile and "not before T because R"."""
+    """Metrics of a round, or of a key epoch that was not joined; then profile and "not before T because R"."""
+    if ended.ticket.kind is not Kind.INVOKE:
+        _tell_metrics(link, ended)
+    tell_status(link, here, ended.verdict, ended.agent_rss_mb)
+
+
+def _tell_metrics(link: Link, ended: Ended) -> None:
     outcome = ended.outcome
     metrics = InvocationMetrics(
         round_id=ended.ticket.round_id,
@@ -108,7 +114,6 @@ def tell(link: Link, here: Here, ended: Ended) -> None:
         link.put_metrics(metrics)
     except PeerError as error:
         say("participant", "metrics_not_taken", code=error.code.value, why=error.detail)
-    tell_status(link, here, ended.verdict, ended.agent_rss_mb)
 
 
 def tell_status(link: Link, here: Here, verdict: Verdict, agent_rss_mb: float) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.status import collect, lines
 from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.messages import Kind, Mode
 from tests.edge_device import CLIENT, counters, wake
 from tests.edge_fleet import PARAMETERS, FakeAggregator, Fleet, now_ms, wake_bytes
 
@@ -130,6 +131,17 @@ def test_missing_data_is_an_outcome_with_a_name(
     assert wake(state, wake_bytes(ticket)) == 0
     assert counters(state) == {"data_missing": 1}
     assert aggregator.metrics[0].outcome == "data_missing"
+
+
+def test_a_key_epoch_that_the_owner_does_not_allow_is_told_with_its_reason(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """Else the aggregator would wait for keys that nobody sends, and say nothing but "too few"."""
+    task = fleet.task(mode=Mode.PAIRWISE)
+    ticket = fleet.ticket(CLIENT, 1, task, kind=Kind.EPOCH)
+    assert wake(state, wake_bytes(ticket)) == 0
+    (metrics,) = aggregator.metrics
+    assert (metrics.round_id, metrics.outcome) == (1, Code.POLICY.value)
 
 
 def test_two_participants_do_not_work_on_one_state(state: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aggregator import stories
 from aggregator.store import masks
 from fedless.protocol import wire
 from fedless.protocol.errors import Code, PeerError
@@ -76,6 +77,28 @@ async def test_set_up_with_too_few_fails_by_name_and_the_run_does_not_hang(
         assert epoch.reason.startswith("too_few: Expected ")
         assert "8" in epoch.reason
         assert await masked_world.database.run(partial(masks.load_shares, epoch=epoch.epoch)) == {}
+
+
+async def test_a_device_that_refuses_to_join_is_not_waited_for_and_its_reason_is_told(
+    masked_world: MaskedWorld,
+) -> None:
+    """No time passes: with seven of eight left, eight cannot become members."""
+    masked_world.clients[2].leaves_before = "shares"
+    run_id = await masked_world.begin(masked_task(abandon_limit=1))
+    await masked_world.happened("shares_arrived", 7)
+    [epoch] = await masked_world.key_epochs(run_id)
+    for _ in range(2):
+        await masked_world.epochs.gave_up("client-2", epoch.epoch, Code.POLICY)
+    info = await masked_world.ended(run_id)
+    why = f"Expected shares of 8 members or more, found 7. 1 of 8: {Code.POLICY.sentence} (policy)"
+    assert info.reason == f"too_few: {why}"
+    assert (await masked_world.key_epochs(run_id))[0].reason == info.reason
+    assert await masked_world.counted("client_gave_up") == 1
+    story = await stories.tell(masked_world.database, stories.Asked(run_id), masked_world.clock())
+    assert any(Code.POLICY.sentence in what for _, what, _ in story.timeline)
+    with pytest.raises(PeerError) as refusal:
+        await masked_world.epochs.gave_up("client-2", epoch.epoch, Code.POLICY)
+    assert refusal.value.code is Code.ROUND_CLOSED
 
 
 async def test_fleet_too_small_for_masks_is_never_left_waiting_silently(masked_world: MaskedWorld) -> None:

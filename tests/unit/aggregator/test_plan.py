@@ -153,6 +153,16 @@ def test_helper_mode_is_recommended_to_clients_that_are_often_away() -> None:
     assert not any('mode = "helper"' in line for line in foresee(wanted, measured(20), Service()).advice)
 
 
+def test_a_cohort_that_devices_refuse_is_told_before_they_do() -> None:
+    """What an owner allows is not known here; what a device refuses unless its owner says so is."""
+    few = replace(WANTED, mode=Mode.PAIRWISE, secagg_minimum=4)
+    (line,) = [each for each in foresee(few, measured(20), Service()).advice if "policy" in each]
+    assert "secagg.minimum is 4: a device refuses cohorts of fewer than 8" in line
+    assert "fedless-edge policy minimum_cohort=4" in line
+    usual = replace(few, secagg_minimum=8)
+    assert not any("policy" in each for each in foresee(usual, measured(20), Service()).advice)
+
+
 def test_abandonment_is_the_binomial_tail_at_least() -> None:
     wanted = replace(WANTED, woken=10, goal=10, minimum=8)
     away = [replace(client, asked=20, reported=14) for client in measured(40)]
