@@ -68,7 +68,7 @@ class Terms:
 class Registrar:
     """Keeps the list of clients; after a revocation `on_denied` hears the deny list, `on_revoked` whose it was.
 
-    `on_online` hears who has come to the broker.
+    All of `on_online` hear who has come to the broker.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Registrar:
         self.functions = Functions(database, authorities.serving, authorities.pem, clock, random)
         self.on_denied: Callable[[frozenset[str]], None] = lambda _: None
         self.on_revoked: Callable[[str], None] = lambda _: None
-        self.on_online: Callable[[str], None] = lambda _: None
+        self.on_online: list[Callable[[str], None]] = []
 
     def follow(self, authorities: Authorities, terms: Terms) -> None:
         """Keys or authorities have changed: who is believed from the next call on, and what clients are told."""
@@ -203,7 +203,8 @@ class Registrar:
 
     def came(self, client_id: str) -> None:
         """A client has come to the broker."""
-        self.on_online(client_id)
+        for hear in self.on_online:
+            hear(client_id)
 
     @property
     def changed(self) -> bool:

@@ -44,6 +44,7 @@ from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.presence import Presence
 from aggregator.reload import Held, Reload
+from aggregator.returns import Returns
 from aggregator.rollout import Rollout
 from aggregator.runs import News, Runs
 from aggregator.service import (
@@ -149,6 +150,7 @@ class Core:
     masks: Masks
     runs: Runs
     orders: Orders
+    returns: Returns
 
 
 class Outside(TypedDict):
@@ -187,9 +189,8 @@ async def running(
         waker = _open_invokers(settings, database, registrar, devices)
         exits.push_async_callback(waker.close)
         core = _open_core(settings, database, registrar, waker, holder)
-        exits.push_async_callback(core.masks.epochs.close)
-        exits.push_async_callback(core.runs.close)
-        exits.push_async_callback(core.orders.close)
+        for part in (core.masks.epochs, core.runs, core.orders, core.returns):
+            exits.push_async_callback(part.close)
 
         stall_s = settings.limits.progress_timeout_s
         for service in (
@@ -263,7 +264,10 @@ def _open_core(
         random=os.urandom, masked=modes, **outside,
     )  # fmt: skip
     orders = Orders(database, blobs, tickets, holder.publishers, clock, os.urandom)
-    return Core(blobs, coordinator, Masks(database, epochs, pairwise), Runs(means, spool, news), orders)
+    returns = Returns(database, tickets, clock=clock, sleep=sleep)
+    registrar.on_online.append(returns.came)
+    masks, runs = Masks(database, epochs, pairwise), Runs(means, spool, news)
+    return Core(blobs, coordinator, masks, runs, orders, returns)
 
 
 def _open_blobs(settings: Settings) -> Blobs:

@@ -46,7 +46,7 @@ class Rollout:
 
     def begin(self) -> None:
         """In the event loop: from now on those who come are asked, and first those who are there."""
-        self._registrar.on_online = self.seen
+        self._registrar.on_online.append(self.seen)
         self.seen("")
 
     def seen(self, _client_id: str) -> None:

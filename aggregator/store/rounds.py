@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from aggregator.members import ENDED, Cohort, Member, Origin, Phase, Stage, Terms
+from aggregator.members import ENDED, OPEN, Cohort, Member, Origin, Phase, Stage, Terms
 from aggregator.privacy import Noise, Place
 from aggregator.round import Round
 from aggregator.staleness import Late, Weighing
@@ -200,6 +200,23 @@ def unfinished(connection: Connection, round_id: int) -> list[str]:
     mine = select(cohort.c.client_id, cohort.c.invocation).where(cohort.c.round_id == round_id)
     rows = connection.execute(mine.order_by(cohort.c.client_id))
     return [row.client_id for row in rows if row.invocation.get("outcome") == Code.UNFINISHED.value]
+
+
+def silent(connection: Connection, client_ids: Collection[str]) -> list[tuple[Terms, Member]]:
+    """Which of these clients have not checked in to a round that takes reports, with the round's terms."""
+    open_ = rounds.c.phase.in_([phase.value for phase in OPEN])
+    waited_for = (cohort.c.stage == Stage.SELECTED.value) & open_
+    query = select(cohort.c.round_id, cohort.c.client_id).join(rounds).where(waited_for)
+    found: dict[int, set[str]] = {}
+    for row in connection.execute(query):
+        if row.client_id in client_ids:
+            found.setdefault(row.round_id, set()).add(row.client_id)
+    loaded = {round_id: load(connection, round_id) for round_id in sorted(found)}
+    return [
+        (round_.terms, round_.state.members[client_id])
+        for round_id, round_ in loaded.items()
+        for client_id in sorted(found[round_id])
+    ]
 
 
 def _insert_members(connection: Connection, round_id: int, members: Iterable[Member]) -> None:

@@ -21,6 +21,7 @@ from aggregator.evaluation import Evaluation
 from aggregator.interfaces import ClientRecord, Receipt
 from aggregator.masked import MaskedMode
 from aggregator.means import Means
+from aggregator.returns import Returns
 from aggregator.runs import News, Runs
 from aggregator.store.engine import Database
 from aggregator.tickets import Tickets
@@ -219,6 +220,7 @@ class World:
         self.coordinator = Coordinator(
             self.database, self.spool, tickets, on_step=news.tell, masked=modes, **outside
         )
+        self.returns = Returns(self.database, tickets, **outside)
         means = Means(
             database=self.database,
             blobs=self.blobs,
@@ -261,6 +263,7 @@ class World:
         await self.runs.resume_all()
 
     async def close(self) -> None:
+        await self.returns.close()
         await self.runs.close()
         self.database.close()
 
