@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from aggregator import why
 from aggregator.members import Phase, Stage
@@ -52,9 +52,24 @@ def _tell(connection: Connection, asked: Asked, now_ms: int) -> Story:
     if asked.number:
         newest = passes[-1]
         return why.of_round(newest, _events(connection, asked.run_id, newest.round_id), now_ms)
-    whole = Whole(run.run_id, run.state, run.reason, run.started_at_ms, run.ended_at_ms, passes)
+    whole = Whole(
+        run.run_id,
+        run.state,
+        run.reason,
+        run.started_at_ms,
+        run.ended_at_ms,
+        passes,
+        _judging_ms(connection, run.run_id),
+    )
     own = history.select_events(connection, asked.run_id, own=True, names=why.CLOSERS)
     return why.of_run(whole, _happenings(own), now_ms)
+
+
+def _judging_ms(connection: Connection, run_id: str) -> int:
+    """How long the run's evaluations on devices took, those that have ended."""
+    took = func.sum(rounds.c.ended_at_ms - rounds.c.opened_at_ms)
+    mine = (rounds.c.run_id == run_id) & (rounds.c.kind == Kind.EVALUATE.value) & (rounds.c.ended_at_ms > 0)
+    return int(connection.scalar(select(took).where(mine)) or 0)
 
 
 def _of_client(connection: Connection, asked: Asked, passes: Sequence[Pass], now_ms: int) -> Story:

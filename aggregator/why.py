@@ -17,6 +17,8 @@ from aggregator.sentences import PHASES, STAGES, TIMES, loss, said
 SLOWEST = 5
 """Clients that a round's story names as its slowest."""
 NAMED = 8
+TIMES_WORDS = {1: "once", 2: "twice"}
+SET_UP_ENDS = ("key_epoch_active", "key_epoch_ended")
 CLOSERS = (
     "report_arrived",
     "grace_ended",
@@ -70,7 +72,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run: its state and reason, and its rounds in order."""
+    """A run: its state and reason, and its training rounds in order; `judging_ms` went to evaluations on devices."""
 
     run_id: str
     state: str
@@ -78,6 +80,7 @@ class Whole:
     started_at_ms: int
     ended_at_ms: int
     passes: Sequence[Pass]
+    judging_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def of_run(run: Whole, happenings: Sequence[Happening], now_ms: int) -> Story:
     abandoned = [each for each in rounds if each.phase is Phase.ABANDONED]
     story.lines.append(
         f"It took {seconds(took)}: {len(rounds)} rounds of {seconds(in_rounds)} in all, "
-        f"{seconds(max(0, took - in_rounds))} between them."
+        f"{seconds(max(0, took - in_rounds))} between them{_between(run, happenings, end)}."
     )
     for each in abandoned[:NAMED]:
         story.lines.append(f"Round {each.number} was abandoned: {each.reason}.")
@@ -123,6 +126,7 @@ def of_run(run: Whole, happenings: Sequence[Happening], now_ms: int) -> Story:
             f"{_closing(longest, happenings)}"
         )
     story.lines.extend(_lost(run.passes))
+    story.lines.extend(_evenness(run.passes))
     for name, ms in _sum_phases(rounds).items():
         story.stretches.append(Stretch(name, ms, "", TIMES.get(name, name)))
     for event in happenings:
@@ -131,6 +135,45 @@ def of_run(run: Whole, happenings: Sequence[Happening], now_ms: int) -> Story:
         ):
             story.timeline.append((event.at_ms - run.started_at_ms, said(event.event, event.fields), ""))
     return story
+
+
+def _between(run: Whole, happenings: Sequence[Happening], end_ms: int) -> str:
+    """What the time between training rounds went to, as far as it is known."""
+    known = {
+        "evaluations on devices": run.judging_ms,
+        "set-ups of key epochs": _set_ups_ms(happenings, end_ms),
+    }
+    told = ", ".join(f"{name} {seconds(ms)}" for name, ms in known.items() if ms)
+    return f" ({told})" if told else ""
+
+
+def _set_ups_ms(happenings: Sequence[Happening], end_ms: int) -> int:
+    """For how long at least one key epoch was being set up."""
+    begun: dict[int, int] = {}
+    total, since = 0, 0
+    for each in happenings:
+        if each.event == "key_epoch_opened":
+            since = since if begun else each.at_ms
+            begun[each.round_id] = each.at_ms
+        elif each.event in SET_UP_ENDS and begun.pop(each.round_id, None) is not None and not begun:
+            total += each.at_ms - since
+    return total + (end_ms - since if begun else 0)
+
+
+def _evenness(passes: Sequence[Pass]) -> Iterator[str]:
+    """How evenly the counted reports came from those who were asked: Jain's index, 1 if all had as many (Jain 1984)."""
+    counts = dict.fromkeys((part.client_id for each in passes for part in each.parts), 0)
+    for each in passes:
+        for part in each.parts:
+            counts[part.client_id] += part.stage is Stage.REPORTED
+    squares = sum(count * count for count in counts.values())
+    if len(counts) > 1 and squares:
+        index = sum(counts.values()) ** 2 / (len(counts) * squares)
+        least, most = min(counts.values()), max(counts.values())
+        yield (
+            f"{len(counts)} clients were asked, and each was counted {least} to {most} times "
+            f"(evenness {index:.2f} of 1, Jain's index)."
+        )
 
 
 def _sum_phases(rounds: Sequence[Pass]) -> dict[str, float]:
@@ -159,7 +202,7 @@ def _lost(passes: Sequence[Pass]) -> Iterator[str]:
             if len(who) == 1
             else ""
         )
-        yield f"Lost {'once' if times == 1 else f'{times} times'}{often}. {loss(name)}"
+        yield f"Lost {TIMES_WORDS.get(times, f'{times} times')}{often}. {loss(name)}"
 
 
 # -- a round

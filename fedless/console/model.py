@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from fedless.console import link
-from fedless.console.terminal import FleetOption, moment, print_table
+from fedless.console.terminal import FleetOption, all_figures, headline, moment, print_table
 from fedless.protocol import bundle_format, manifest
 from fedless.protocol.errors import Code, LocalError, PeerError
 
@@ -42,7 +42,7 @@ def list_models(run: RunId, fleet: FleetOption = None) -> None:
     for each in found:
         name = f"{each.version} best" if each.best else str(each.version)
         table.add_row(
-            name, str(each.round or "-"), moment(each.created_at_ms), _metrics(each), ", ".join(each.channels),
+            name, str(each.round or "-"), moment(each.created_at_ms), headline(each.metrics), ", ".join(each.channels),
             each.digest.hex()[:12],
         )  # fmt: skip
     print_table(table)
@@ -62,11 +62,13 @@ def show(
     for name, value in (
         ("run", chosen.run_id), ("version", f"{chosen.version}{' (best)' if chosen.best else ''}"),
         ("round", str(chosen.round or "-")), ("made", f"{moment(chosen.created_at_ms)} UTC"),
-        ("metrics", _metrics(chosen)), ("channels", ", ".join(chosen.channels) or "-"),
+        ("channels", ", ".join(chosen.channels) or "-"),
         ("model", chosen.digest.hex()), ("bundle", chosen.bundle_digest.hex()),
         *([("personal", f"{personal}; each device has its own, here is the initial one")] if personal else []),
     ):  # fmt: skip
         typer.echo(f"{name:<9}{value}")
+    for name, value in all_figures(chosen.metrics):
+        typer.echo(f"  {name:<32}{value}")
 
 
 @app.command()
@@ -250,7 +252,3 @@ def _writing(out: Path) -> Iterator[Path]:
         raise LocalError(Code.CONFIG_INVALID, f"{out} cannot be written: {error.strerror}.") from error
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _metrics(each: link.ModelInfo) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in sorted(each.metrics.items()))

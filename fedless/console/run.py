@@ -15,7 +15,7 @@ from rich.table import Table
 
 from aggregator import tasks
 from fedless.authoring.sign import initial_weights, pack_and_sign
-from fedless.console import link
+from fedless.console import link, terminal
 from fedless.console.sinks import MLflow, Sink, TensorBoard
 from fedless.console.terminal import FleetOption, moment, print_table
 from fedless.console.traces import Traces
@@ -70,10 +70,19 @@ def list_runs(fleet: FleetOption = None) -> None:
 
 
 @app.command()
-def show(run: RunId, fleet: FleetOption = None) -> None:
-    """Show a run with its rounds."""
+def show(
+    run: RunId,
+    number: Annotated[
+        int, typer.Argument(metavar="[ROUND]", min=0, help="Of this round every figure.", show_default=False)
+    ] = 0,
+    fleet: FleetOption = None,
+) -> None:
+    """Show a run with its rounds; of one round, every figure."""
     with link.open_link(link.find_fleet(fleet)) as operator:
         info = operator.run(run)
+    if number:
+        _show_round(info, number)
+        return
     for line in _described(info):
         typer.echo(line)
     table = Table("round", "state", "reports", "examples", "seconds", "metrics", "lost", "reason", box=None)
@@ -83,6 +92,29 @@ def show(run: RunId, fleet: FleetOption = None) -> None:
         )
     if info.rounds:
         print_table(table)
+
+
+def _show_round(info: link.RunInfo, number: int) -> None:
+    chosen = [each for each in info.rounds if each.number == number]
+    if not chosen:
+        raise PeerError(Code.UNKNOWN_ROUND, f"Run {info.run_id} has no round {number}.")
+    each = chosen[-1]
+    examples, took, _, lost = _details(each)
+    for name, value in (
+        ("round", f"{each.number} of {info.run_id}, {each.mode}"),
+        ("state", f"{each.state}{': ' + each.reason if each.reason else ''}"),
+        ("reports", f"{each.reported} of {each.selected} clients, {examples} examples"),
+        ("lost", lost or "-"),
+        ("opened", f"{moment(each.opened_at_ms)} UTC, {took} s"),
+        ("bytes", f"{each.bytes_down} down, {each.bytes_up} up"),
+    ):
+        typer.echo(f"{name:<9}{value}")
+    table = Table("figure", "value", box=None)
+    for name, value in terminal.all_figures(each.metrics):
+        table.add_row(name, value)
+    for name, ms in sorted(each.phases_ms.items()):
+        table.add_row(f"{name} (ms)", f"{ms:.0f}")
+    print_table(table)
 
 
 @app.command()
@@ -253,9 +285,12 @@ def _tell(progress: Progress, info: link.RunInfo, told: set[int], sinks: Sequenc
 def _details(each: link.RoundInfo) -> tuple[str, str, str, str]:
     """Examples, seconds, metrics, lost clients."""
     seconds = f"{(each.ended_at_ms - each.opened_at_ms) / 1000:.1f}" if each.ended_at_ms else "-"
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(each.metrics.items()))
+    examples = each.examples or round(
+        each.metrics.get("train_examples", 0)
+    )  # masks hide single counts, not the sum
+    metrics = terminal.headline(each.metrics)
     lost = ", ".join(f"{code} {count}" for code, count in sorted(each.losses.items()))
-    return str(each.examples), seconds, metrics, lost
+    return str(examples), seconds, metrics, lost
 
 
 def _described(info: link.RunInfo) -> Iterator[str]:

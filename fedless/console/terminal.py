@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -47,3 +48,22 @@ def pair(text: str) -> tuple[str, str]:
     if not found or not key:
         raise LocalError(Code.CONFIG_INVALID, f"Expected --label key=value, found {text[:80]!r}.")
     return key, value
+
+
+SPREAD = re.compile(r"_(p[0-9]+|worst_decile|examples|reports)$")
+"""Figures that tell how others spread, or of how many they are."""
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """A round's or a model's figures in one line, without those that only say how the others spread."""
+    return ", ".join(
+        f"{name} {value:.4f}" for name, value in sorted(metrics.items()) if not SPREAD.search(name)
+    )
+
+
+def all_figures(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Every figure by name; whole numbers without a fraction."""
+    return [
+        (name, f"{value:.0f}" if value.is_integer() and SPREAD.search(name) else f"{value:.4f}")
+        for name, value in sorted(metrics.items())
+    ]

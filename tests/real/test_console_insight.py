@@ -100,6 +100,12 @@ def test_why_of_a_run(fleet: RunningFleet, tmp_path: Path) -> None:
     assert list((tmp_path / "board" / run).iterdir())
 
 
+def test_a_round_that_a_run_does_not_have_is_named(fleet: RunningFleet, tmp_path: Path) -> None:
+    run = command("run", "start", task(tmp_path), "--fleet", fleet.folder).stdout.strip()
+    command("run", "stop", run, "--fleet", fleet.folder)
+    assert f"Run {run} has no round 7." in refused("run", "show", run, "7", "--fleet", fleet.folder)
+
+
 def test_models_are_listed_promoted_rolled_back_and_exported(fleet: RunningFleet, tmp_path: Path) -> None:
     on = ("--fleet", fleet.folder)
     runs = [command("run", "start", task(tmp_path), *on).stdout.strip() for _ in range(2)]

@@ -150,6 +150,39 @@ def test_run_sums_its_rounds_up() -> None:
     assert story.timeline == [(20, "The run waited: waits for clients: 1 eligible.", "")]
 
 
+def test_time_between_rounds_is_told_by_what_it_went_to() -> None:
+    """Two set-ups side by side (5 and 9 s) and one alone (1 s) are 10 s; one that goes on counts up to now."""
+    events = [
+        happening("key_epoch_opened", 0, round_id=7),
+        happening("key_epoch_opened", 2_000, round_id=8),
+        happening("key_epoch_active", 5_000, round_id=7),
+        happening("key_epoch_ended", 9_000, round_id=8, reason="too_few"),
+        happening("key_epoch_ended", 10_000, round_id=7, reason="used_up"),
+        happening("key_epoch_opened", 11_000, round_id=9),
+        happening("key_epoch_active", 12_000, round_id=9),
+    ]
+    run = Whole("r-1", "finished", "", T, T + 40_000, [pass_()], judging_ms=7_500)
+    (line,) = [each for each in why.of_run(run, events, T).lines if "between them" in each]
+    assert line.endswith("between them (evaluations on devices 7.5 s, set-ups of key epochs 10.0 s).")
+    opened = [*events, happening("key_epoch_opened", 13_000, round_id=10)]
+    (line,) = [
+        each for each in why.of_run(replace(run, ended_at_ms=0), opened, T + 16_000).lines if "them" in each
+    ]
+    assert "set-ups of key epochs 13.0 s" in line
+
+
+def test_evenness_of_counted_reports_is_jains_index() -> None:
+    """Counts 2, 2, 0: (4)^2 / (3 x 8) = 2/3."""
+    parts = (Part("a", Stage.REPORTED, T, T), Part("b", Stage.REPORTED, T, T), Part("c", Stage.LOST))
+    rounds = [pass_(number=number, round_id=number, parts=parts) for number in (1, 2)]
+    run = Whole("r-1", "finished", "", T, T + 40_000, rounds)
+    said = " ".join(why.of_run(run, [], T).lines)
+    assert (
+        "3 clients were asked, and each was counted 0 to 2 times (evenness 0.67 of 1, Jain's index)." in said
+    )
+    assert "Lost twice: c." in said
+
+
 # -- sentences
 
 
