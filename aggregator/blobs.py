@@ -29,12 +29,15 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Blobs:
     """A directory of immutable files by digest: `<path>/<aa>/<digest in hex>`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sole: bool = True) -> None:
+        """`sole`: nobody else works in the directory; without it, for a look, and nothing is tidied up."""
         self._path = path
         self._incoming = path / "incoming"
         self._lock = Lock()  # between a blob that is put again, and its erasing
         self._fetching = Lock()
         self._wanted: dict[bytes, float] = {}
+        if not sole:
+            return
         self._incoming.mkdir(parents=True, exist_ok=True)
         for left_over in self._incoming.iterdir():  # of a process that was killed
             left_over.unlink()

@@ -123,6 +123,22 @@ class StateSettings(_Section):
             raise ValueError(message)
         return self
 
+    @property
+    def database_url(self) -> str:
+        """The database; with its password, so never to be shown. Raises `LocalError` STATE_MISSING."""
+        if not self.database:
+            return f"sqlite:///{self.directory / 'fedless.db'}"
+        if not self.database_password_file:
+            return self.database
+        try:
+            password = Path(self.database_password_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            detail = f"The database's password cannot be read: {error}."
+            raise LocalError(Code.STATE_MISSING, detail, fix="See state.database_password_file.") from error
+        head, separator, rest = self.database.partition("://")
+        account, at, place = rest.partition("@")
+        return f"{head}{separator}{account.partition(':')[0]}:{quote(password, safe='')}{at}{place}"
+
 
 class LimitSettings(_Section):
     """Bounds on what strangers and clients may use up."""
@@ -218,19 +234,8 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The state's database; with its password, so never to be shown. Raises `LocalError` STATE_MISSING."""
-        if not self.state.database:
-            return f"sqlite:///{self.state.directory / 'fedless.db'}"
-        if not self.state.database_password_file:
-            return self.state.database
-        try:
-            password = Path(self.state.database_password_file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            detail = f"The database's password cannot be read: {error}."
-            raise LocalError(Code.STATE_MISSING, detail, fix="See state.database_password_file.") from error
-        head, separator, rest = self.state.database.partition("://")
-        account, at, place = rest.partition("@")
-        return f"{head}{separator}{account.partition(':')[0]}:{quote(password, safe='')}{at}{place}"
+        """See `StateSettings`."""
+        return self.state.database_url
 
 
 def load(path: Path) -> Settings:

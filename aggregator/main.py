@@ -39,7 +39,7 @@ from aggregator.invoke import Wakers
 from aggregator.masked import MaskedMode, Pairwise
 from aggregator.means import Means
 from aggregator.mosquitto import keep_revocation_list
-from aggregator.objects import ObjectBlobs, open_store
+from aggregator.objects import open_blobs
 from aggregator.orders import Orders
 from aggregator.pairwise import PairwiseRounds
 from aggregator.presence import Presence
@@ -243,7 +243,7 @@ def _open_core(
     settings: Settings, database: Database, registrar: Registrar, waker: Waker, holder: Reload
 ) -> Core:
     state, terms, news = settings.state.directory, registrar.terms, News()
-    blobs, spool = _open_blobs(settings), Spool(state / "spool")
+    blobs, spool = open_blobs(settings.state), Spool(state / "spool")
     tickets = Tickets(
         database, waker, holder.sign_ticket, fleet=settings.fleet.name,
         clock=clock, random=os.urandom, sleep=sleep, endpoints=terms.endpoints.fleet,
@@ -268,14 +268,6 @@ def _open_core(
     registrar.on_online.append(returns.came)
     masks, runs = Masks(database, epochs, pairwise), Runs(means, spool, news)
     return Core(blobs, coordinator, masks, runs, orders, returns)
-
-
-def _open_blobs(settings: Settings) -> Blobs:
-    state, folder = settings.state, settings.state.directory / "blobs"
-    if not state.blobs:
-        return Blobs(folder)
-    options = Path(state.blobs_options_file) if state.blobs_options_file else None
-    return ObjectBlobs(folder, open_store(state.blobs, options), state.blobs_cache_mb * 2**20)
 
 
 async def _open_doors(
@@ -365,7 +357,7 @@ def _open_invokers(settings: Settings, database: Database, registrar: Registrar,
         registrar.functions,
         lambda: registrar.terms.endpoints.enrollment[0],
         database,
-        _open_blobs(settings),
+        open_blobs(settings.state),
         prices.load(table) if table.exists() else prices.load(),
         clock,
     )

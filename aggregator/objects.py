@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aggregator.blobs import Blobs, digest_of, disk_full, write_all
+from aggregator.config import StateSettings
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import DIGEST_BYTES
 
@@ -59,6 +60,18 @@ def open_store(url: str, options: Path | None) -> ObjectStore:
         detail = f"The object store of state.blobs cannot be opened: {_first_line(error)}."
         raise LocalError(Code.CONFIG_INVALID, detail, fix="See state.blobs_options_file.") from error
     return store
+
+
+def open_blobs(state: StateSettings, *, copies: Path | None = None) -> Blobs:
+    """The fleet's blobs, for its aggregator; with `copies`, for a look beside it, and what is fetched is put there.
+
+    Raises `LocalError` as `open_store`.
+    """
+    folder = state.directory / "blobs"
+    if not state.blobs:
+        return Blobs(folder, sole=copies is None)
+    options = Path(state.blobs_options_file) if state.blobs_options_file else None
+    return ObjectBlobs(copies or folder, open_store(state.blobs, options), state.blobs_cache_mb * 2**20)
 
 
 class ObjectBlobs(Blobs):

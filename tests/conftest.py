@@ -12,6 +12,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.objects import ObjectServer
     from tests.postgresql import Server
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when tensorflow is imported
@@ -38,6 +39,16 @@ def postgresql() -> Iterator[Server]:
     server = started(_ports())
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """One real server that speaks S3 for all tests of this process that want one; each has buckets of its own."""
+    from tests.objects import started
+
+    server = started(tmp_path_factory.mktemp("objects"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -17,6 +17,10 @@ class Backend(Protocol):
         """A transaction in which tables may be made, changed and dropped."""
         ...
 
+    def snapshot(self) -> AbstractContextManager[Connection]:
+        """A transaction that reads one moment and writes nothing; nobody waits for it."""
+        ...
+
     def take_over(self, connection: Connection) -> None:
         """Writes down, once the tables are there, that this process works on the database from now on."""
         ...

@@ -162,12 +162,36 @@ def migrate_to(url: str, target: int | None) -> tuple[int | None, int]:
     Called by `fedless aggregator migrate`, while no aggregator runs. Raises `LocalError` as `Database.open`, and
     OUT_OF_RANGE for a version that there is not.
     """
+    with alone(url) as connection:
+        before = migrate.forward(connection) if target is None else migrate.bring(connection, target)
+    return before, SCHEMA_VERSION if target is None else target
+
+
+@contextmanager
+def alone(url: str) -> Iterator[Connection]:
+    """One transaction on a database that no aggregator works on; tables may be made and changed in it.
+
+    Raises `LocalError` as `Database.open`.
+    """
     backend = backend_of(url)
     with _own_errors(backend):
+        _patiently(lambda: backend.engine.connect().close(), backend, HELD_WAIT_S)
         with backend.changing_tables() as connection:
-            before = migrate.forward(connection) if target is None else migrate.bring(connection, target)
+            yield connection
         backend.engine.dispose()
-    return before, SCHEMA_VERSION if target is None else target
+
+
+@contextmanager
+def one_moment(url: str) -> Iterator[Connection]:
+    """A transaction for reading: all of it sees the same moment of a database that others go on writing.
+
+    Raises `LocalError` as `Database.open`.
+    """
+    backend = backend_of(url, sole=False)
+    with _own_errors(backend):
+        with backend.snapshot() as connection:
+            yield connection
+        backend.engine.dispose()
 
 
 @contextmanager

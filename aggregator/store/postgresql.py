@@ -78,6 +78,15 @@ class Postgresql:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """See `Backend`. What it reads stays in the tables until it ends: autovacuum waits for it."""
+        with self.engine.connect() as connection:
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                connection.execute(text("SET LOCAL statement_timeout = 600000"))
+                yield connection
+
     def take_over(self, connection: Connection) -> None:
         """Begins a new generation: whoever held the database before will not write to it again."""
         last = connection.scalar(select(owner.c.generation).where(owner.c.place == 1))

@@ -47,6 +47,14 @@ class Sqlite:
             finally:
                 raw.execute("PRAGMA foreign_keys=ON")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """See `Backend`."""
+        with self.engine.connect() as connection:
+            connection.execution_options(fedless_reads_only=True)
+            with connection.begin():
+                yield connection
+
     def take_over(self, connection: Connection) -> None:
         """Nothing: the lock of the state directory says it."""
 
@@ -108,4 +116,5 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads_only = connection.get_execution_options().get("fedless_reads_only", False)
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

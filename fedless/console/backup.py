@@ -10,6 +10,7 @@ import typer
 
 from aggregator.backup import back_up
 from fedless.console.link import CONFIGURATION, find_fleet
+from fedless.console.terminal import progress
 
 app = typer.Typer()
 
@@ -24,7 +25,10 @@ def backup(
 ) -> None:
     """Back a fleet up into FILE, while it runs or not: database, models, bundles, certificates, configuration."""
     folder = find_fleet(fleet)
-    contents = back_up(folder / CONFIGURATION, file, time.time_ns() // 1_000_000, with_keys=with_keys)
+    with progress() as tell:
+        contents = back_up(
+            folder / CONFIGURATION, file, time.time_ns() // 1_000_000, with_keys=with_keys, tell=tell
+        )
     megabytes = file.stat().st_size / 1e6
     typer.echo(f"{file} has {len(contents.files)} files of fleet {contents.fleet!r}, {megabytes:.1f} MB.")
     if with_keys:

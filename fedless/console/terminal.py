@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from fedless.protocol.errors import Code, LocalError
@@ -40,6 +49,22 @@ def print_table(table: Table) -> None:
     """Prints a table as wide as it is when nobody's terminal limits it."""
     console = Console()
     Console(width=console.width if console.is_terminal else WIDE).print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that shows on a terminal what goes on, how much is done and of how much (0: nobody knows)."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        bars: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = shown.add_task(what)
+            shown.update(bars[what], completed=done, total=of or None)
+
+        yield tell
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,11 @@ from aggregator.blobs import Blobs, digest_of
 from aggregator.objects import ObjectBlobs, open_store
 from aggregator.store.records import ModelRecord
 from fedless.protocol.errors import Code, LocalError, PeerError
-from tests.objects import ObjectServer, started
+from tests.objects import ObjectServer
 
 DATA = bytes(range(256)) * 4000
 DAY_S = 86_400.0
 Open = Callable[[], Blobs]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    running = started(tmp_path_factory.mktemp("objects"))
-    yield running
-    running.stop()
 
 
 def in_directory(_request: pytest.FixtureRequest, folder: Path) -> Open:
@@ -38,7 +31,7 @@ def in_directory(_request: pytest.FixtureRequest, folder: Path) -> Open:
 
 
 def in_store(request: pytest.FixtureRequest, folder: Path) -> Open:
-    server: ObjectServer = request.getfixturevalue("server")
+    server: ObjectServer = request.getfixturevalue("object_server")
     url, options = server.bucket(folder)
     return lambda: ObjectBlobs(folder / "blobs", open_store(url, options), 2**30)
 

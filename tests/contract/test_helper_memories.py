@@ -20,8 +20,7 @@ from fedless.helper.remembering import Remembering
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg.helper import Closed, Closing, RefusedReports
 from fedless.protocol.secagg.ring import plan
-from tests import objects, postgresql
-from tests.contract.peers.process import free_port
+from tests import objects
 
 pytestmark = pytest.mark.real
 ENCODING = plan(n=10, dimension=1, clip=1.0, max_examples=1)
@@ -42,20 +41,6 @@ def closing(number: int, clients: range, model: bytes = b"model") -> Closing:
     )
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[postgresql.Server]:
-    server = postgresql.started(free_port)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(scope="module")
-def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[objects.ObjectServer]:
-    server = objects.started(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture(params=["directory", "postgresql", "objects"])
 def instance(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,7 +53,7 @@ def instance(
             return
         kind: Callable[[str], Remembering]
         if request.param == "postgresql":
-            kind, url = PostgresqlMemory, request.getfixturevalue("database").url()
+            kind, url = PostgresqlMemory, request.getfixturevalue("postgresql").url()
         else:
             server = request.getfixturevalue("object_server")
             kind, (url, _) = ObjectMemory, server.bucket(tmp_path)

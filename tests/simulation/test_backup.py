@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import backup
+from aggregator import backup, restore
 from aggregator.founding import Ports, found_fleet
 from aggregator.store import rounds
 from tests.simulation.masked_world import MaskedWorld, masked_task
@@ -27,7 +27,7 @@ def homes(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def restore_later(world: World, archive: Path, other: Path) -> None:
     world.clock.advance(1_000_000)
-    backup.restore(archive, other, world.clock())
+    restore.restore(archive, other, world.clock())
 
 
 async def ids(world: World, run_id: str) -> list[int]:
@@ -84,7 +84,7 @@ async def test_ids_given_in_the_same_second_as_the_backup_do_not_come_again(
     run_id = await world.start(task(rounds=50, size=1, minimum=1))
     backup.back_up(home / "aggregator.toml", archive, world.clock(), with_keys=False)
     await world.close()
-    backup.restore(archive, other, world.clock() + 10_000)
+    restore.restore(archive, other, world.clock() + 10_000)
     again = World(other / "state")
     later = world.clock() + 10_000
     given = await again.database.run(lambda c: rounds.next_id(c, later))
@@ -130,7 +130,7 @@ async def test_backup_while_reports_come_is_whole(homes: tuple[Path, Path, Path]
     await world.ended(run_id)
     await world.close()
     for archive in archives:
-        backup.restore(archive, tmp_path / "again", world.clock() + 1_000_000)
+        restore.restore(archive, tmp_path / "again", world.clock() + 1_000_000)
         again = World(tmp_path / "again" / "state")
         assert [r.state for r in (await again.runs.show(run_id)).rounds] == ["abandoned"]
         await again.close()

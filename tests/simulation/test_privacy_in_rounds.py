@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, select
 
-from aggregator import backup, ledger
+from aggregator import backup, ledger, restore
 from aggregator.founding import Ports, found_fleet
 from aggregator.privacy import CLIP, CLIPPED_SHARE, EPSILON, EPSILON_PLD, NOISE
 from aggregator.store import privacy as store
@@ -296,7 +296,7 @@ async def test_restored_backup_charges_the_most_that_may_have_been_spent_since(
     known = await charged(world)
     await world.close()
     world.clock.advance(1_000_000)
-    backup.restore(archive, other, world.clock())
+    restore.restore(archive, other, world.clock())
     again = World(other / "state", clock=world.clock)
     restored = await charged(again)
     # Two models are left, each at the cost of two rounds that may be abandoned in a row; with a budget at most that.

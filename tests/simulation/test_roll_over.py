@@ -14,12 +14,13 @@ import pytest
 from aggregator import authorities as rollover
 from aggregator.authorities import Authorities, mark
 from aggregator.authority import der_to_pem
-from aggregator.backup import back_up, restore
+from aggregator.backup import back_up
 from aggregator.config import load
 from aggregator.enrollment import Registrar, publisher_ring, terms_of, ticket_ring
 from aggregator.founding import Ports, found_fleet
 from aggregator.keyring import Keyring
 from aggregator.orders import Orders, Wish
+from aggregator.restore import restore
 from aggregator.rollout import Rollout
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from aggregator import backup
+from aggregator import archive as archive_format
+from aggregator import backup, restore
 from aggregator.blobs import Blobs
 from aggregator.config import load
 from aggregator.founding import Ports, found_fleet
@@ -100,13 +101,13 @@ def refused(file: Path, target: Path, now_ms: int = NOW_MS) -> LocalError:
     """Restoring must fail, and leave nothing behind."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(LocalError) as caught:
-        backup.restore(file, target, now_ms)
+        restore.restore(file, target, now_ms)
     assert sorted(target.parent.iterdir()) == before, "something was left"
     return caught.value
 
 
 def test_restored_fleet_is_the_same(home: Home, archive: Path, tmp_path: Path) -> None:
-    contents = backup.restore(archive, tmp_path / "other", NOW_MS)
+    contents = restore.restore(archive, tmp_path / "other", NOW_MS)
     assert contents.keys_left_out == ()
     for path in home.folder.rglob("*"):
         if path.is_file() and path.parent.name != "state":
@@ -120,22 +121,24 @@ def test_restored_fleet_is_the_same(home: Home, archive: Path, tmp_path: Path) -
 
 def test_everything_restored_is_private(archive: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
-    backup.restore(archive, tmp_path / "other", NOW_MS)
+    restore.restore(archive, tmp_path / "other", NOW_MS)
     for path in [tmp_path / "other", *(tmp_path / "other").rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 def test_no_private_key_without_being_asked(home: Home, tmp_path: Path) -> None:
     contents = backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
-    assert contents.keys_left_out == backup.KEYS
+    assert contents.keys_left_out == archive_format.KEYS
     assert b"PRIVATE KEY" not in (tmp_path / "a.tar").read_bytes()
-    assert {key for key in backup.KEYS if not (home.folder / key).is_file()} == set(), "the list is current"
-    backup.restore(tmp_path / "a.tar", tmp_path / "other", NOW_MS)
+    assert {key for key in archive_format.KEYS if not (home.folder / key).is_file()} == set(), (
+        "the list is current"
+    )
+    restore.restore(tmp_path / "a.tar", tmp_path / "other", NOW_MS)
     assert list((tmp_path / "other").rglob("*.key")) == []
 
 
 def test_claim_that_may_have_been_used_since_is_void(home: Home, archive: Path, tmp_path: Path) -> None:
-    backup.restore(archive, tmp_path / "other", NOW_MS)
+    restore.restore(archive, tmp_path / "other", NOW_MS)
     other = Home(tmp_path / "other", home.digest)
     assert other.change(lambda c: clients.claim(c, b"h" * 32).expires_at_ms) == 0  # type: ignore[union-attr]
 
@@ -147,7 +150,7 @@ def test_directories_elsewhere_come_home(home: Home, tmp_path: Path) -> None:
     extra = f'[state]\ndirectory = "{tmp_path / "elsewhere"}"\n[authority]\ndirectory = "ca"\n'
     home.configuration.write_text(text + extra)
     backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=True)
-    backup.restore(tmp_path / "a.tar", tmp_path / "other", NOW_MS)
+    restore.restore(tmp_path / "a.tar", tmp_path / "other", NOW_MS)
     settings = load(tmp_path / "other" / "aggregator.toml")
     assert settings.state.directory == tmp_path / "other" / "state"
     assert (settings.authority.directory / "authority.key").is_file()
@@ -167,7 +170,7 @@ def test_directory_with_files_is_not_restored_into(archive: Path, tmp_path: Path
     (tmp_path / "other" / "mine").write_text("x")
     assert refused(archive, tmp_path / "other").code is Code.STATE_EXISTS
     (tmp_path / "other" / "mine").unlink()
-    backup.restore(archive, tmp_path / "other", NOW_MS)
+    restore.restore(archive, tmp_path / "other", NOW_MS)
 
 
 def test_blob_that_rotted_on_the_disk_is_found_when_backing_up(home: Home, tmp_path: Path) -> None:
@@ -195,6 +198,39 @@ def test_changed_byte_is_refused(archive: Path, tmp_path: Path, name: str) -> No
     error = refused(archive, tmp_path / "other")
     assert error.code is Code.STATE_CORRUPT
     assert name in error.detail
+
+
+def test_blob_that_was_exchanged_is_refused_though_the_index_knows_it(
+    home: Home, archive: Path, tmp_path: Path
+) -> None:
+    """Its name, which the database has, is its digest."""
+    found, name = members(archive), f"state/blobs/{home.digest[:2]}/{home.digest}"
+    index = json.loads(found["backup.json"])
+    index["files"][name] = hashlib.sha256(b"poison").hexdigest()
+    write(archive, {**found, name: b"poison", "backup.json": json.dumps(index).encode()})
+    assert refused(archive, tmp_path / "other").code is Code.STATE_CORRUPT
+
+
+def test_only_blobs_that_rows_name_are_backed_up(home: Home, tmp_path: Path) -> None:
+    Blobs(home.folder / "state" / "blobs").put_blocks((b"an upload that no run took",))
+    contents = backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
+    found = [name for name in contents.files if name.startswith("state/blobs/")]
+    assert found == [f"state/blobs/{home.digest[:2]}/{home.digest}"]
+
+
+def test_upload_that_is_going_on_is_not_disturbed(home: Home, tmp_path: Path) -> None:
+    going_on = home.folder / "state" / "blobs" / "incoming" / "half"
+    going_on.write_bytes(b"half of it")
+    backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
+    assert going_on.read_bytes() == b"half of it"
+
+
+def test_lost_blob_is_found_when_backing_up(home: Home, tmp_path: Path) -> None:
+    (home.folder / "state" / "blobs" / home.digest[:2] / home.digest).unlink()
+    with pytest.raises(LocalError) as caught:
+        backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
+    assert caught.value.code is Code.STATE_MISSING
+    assert home.digest in caught.value.detail
 
 
 def test_blob_that_the_database_needs_must_be_there(home: Home, archive: Path, tmp_path: Path) -> None:
@@ -267,24 +303,3 @@ def test_absent_backup_and_absent_database_are_told(home: Home, tmp_path: Path) 
     with pytest.raises(LocalError) as caught:
         backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
     assert caught.value.code is Code.STATE_MISSING
-
-
-def test_database_elsewhere_is_left_to_its_own_tools(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDLESS__STATE__DATABASE", "postgresql://name:secret@db.example/x")
-    with pytest.raises(LocalError) as caught:
-        backup.back_up(home.configuration, tmp_path / "a.tar", NOW_MS, with_keys=False)
-    assert "pg_dump" in caught.value.fix
-    assert "secret" not in str(caught.value)
-
-
-def test_a_back_up_without_the_blobs_is_not_made(home: Home, tmp_path: Path) -> None:
-    """They are elsewhere: a file that looks like a back-up and lacks every model would be found out too late."""
-    text = home.configuration.read_text().replace("[fleet]", '[state]\nblobs = "s3://bucket/x"\n[fleet]', 1)
-    home.configuration.write_text(text)
-    target = tmp_path / "incomplete.tar"
-    with pytest.raises(LocalError, match="object store") as refusal:
-        backup.back_up(home.configuration, target, NOW_MS, with_keys=False)
-    assert refusal.value.code is Code.CONFIG_INVALID
-    assert not target.exists()
