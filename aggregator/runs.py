@@ -223,9 +223,17 @@ class Runs:
         """At the service's start: every run that is not over goes on where it was."""
         database = self._means.database
         await self._spool.keep_only(set(await database.run(rounds.unended)))
-        for run_id in await database.run(runs.going_on):  # a paused one may have a round to complete
+        for run_id in await database.run(self._woken):  # a paused one may have a round to complete
             self._drive(await database.run(partial(runs.load, run_id=run_id)))
         await self._stop_rounds(await database.run(rounds.orphans))  # killed in the middle of a stop
+
+    def _woken(self, connection: Connection) -> Sequence[str]:
+        """The runs that go on; each is told of the start, and how long nothing had been written before it."""
+        found, now = runs.going_on(connection), self._means.clock()
+        for run_id in found:
+            quiet_s = round((now - history.last_at_ms(connection, run_id)) / 1000)
+            history.note(connection, run_id, "aggregator_started_again", now, quiet_s=quiet_s)
+        return found
 
     async def close(self) -> None:
         """Stops driving; the runs go on after the next start."""

@@ -53,6 +53,7 @@ EVENTS: Mapping[str, str] = {
     "run_finished": "The run has finished. {reason}",
     "run_stopped": "The operator stopped the run.",
     "run_failed": "The run failed: {reason}",
+    "aggregator_started_again": "The aggregator was started again, {quiet_s} s after it had last written something.",
     "aggregator_restored": "The fleet was restored from a back-up: what was open was abandoned.",
     "clients_considered": "{eligible} clients could be selected; {resting} rested.",
     "cohort_selected": "{clients} clients were selected and woken.",

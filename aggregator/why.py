@@ -210,7 +210,8 @@ def _lost(passes: Sequence[Pass]) -> Iterator[str]:
 
 def of_round(pass_: Pass, happenings: Sequence[Happening], now_ms: int) -> Story:
     """Why this round took as long as it did: phases, who it waited for, who was lost."""
-    took = (pass_.ended_at_ms or now_ms) - pass_.opened_at_ms
+    end = pass_.ended_at_ms or now_ms
+    took = end - pass_.opened_at_ms
     reported = [part for part in pass_.parts if part.stage is Stage.REPORTED]
     story = Story(f"Round {pass_.number} ({pass_.mode}): {PHASES[pass_.phase]}")
     if pass_.reason:
@@ -226,7 +227,8 @@ def of_round(pass_: Pass, happenings: Sequence[Happening], now_ms: int) -> Story
     story.lines.extend(_lost([pass_]))
     story.stretches.extend(_path(pass_, happenings))
     for each in happenings:
-        if each.round_id == pass_.round_id and not each.client_id:
+        meanwhile = each.event.startswith("aggregator_") and pass_.opened_at_ms <= each.at_ms <= end
+        if meanwhile or (each.round_id == pass_.round_id and not each.client_id):
             story.timeline.append((each.at_ms - pass_.opened_at_ms, said(each.event, each.fields), ""))
     return story
 

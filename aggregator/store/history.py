@@ -40,6 +40,11 @@ def read(connection: Connection, run_id: str, after: int) -> list[RunEvent]:
     return [_event(row) for row in rows]
 
 
+def last_at_ms(connection: Connection, run_id: str) -> int:
+    """When the run's newest event happened; 0: there is none."""
+    return int(connection.scalar(select(func.max(events.c.at_ms)).where(events.c.run_id == run_id)) or 0)
+
+
 def count(connection: Connection, client_id: str, name: str, at_ms: int) -> None:
     """One more of this name for this client: a refusal's code, or "reports"."""
     mine = (counters.c.client_id == client_id) & (counters.c.name == name)

@@ -107,6 +107,23 @@ async def test_story_survives_a_restart(world: World) -> None:
     assert await told(world, run_id, 1) == before
 
 
+async def test_an_aggregator_that_was_away_is_told_with_the_round_and_the_run(world: World) -> None:
+    """Twenty seconds between its last word and its next start are why the round took as long."""
+    run_id = await world.start(task(size=4, minimum=4))
+    for client in range(3):
+        await world.report(f"client-{client}")
+    await world.crash()
+    world.clock.advance(20_000)
+    world.reopen()
+    await world.runs.resume_all()
+    await world.report("client-3")
+    await world.ended(run_id)
+    for number in (0, 1):
+        story = await stories.tell(world.database, stories.Asked(run_id, number), world.clock())
+        what = "The aggregator was started again, 20 s after it had last written something."
+        assert (20_000, what, "") in story.timeline
+
+
 async def test_client_that_was_not_drawn_is_told_so(tmp_path: Path) -> None:
     world = World(tmp_path, count=6)
     run_id = await world.start(task(size=2))
