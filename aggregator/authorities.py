@@ -26,9 +26,10 @@ from pathlib import Path
 
 from aggregator.authority import Authority
 from aggregator.founding import renew_server, write_private
-from aggregator.keyring import lists_of, next_number, values_of
+from aggregator.keyring import next_number
 from fedless.protocol import identity
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.listing import lists_of, values_of
 from fedless.protocol.succession import sign_list
 from fedless.protocol.trust import TrustKind, TrustList
 

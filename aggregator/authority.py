@@ -7,7 +7,7 @@ by `founding.py` (a new fleet), `enrollment.py` and the services.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,13 +164,17 @@ class Authority:
 
 
 class Callers:
-    """Who is calling. A certificate is verified once; its end and the deny list are checked on every call."""
+    """Who is calling. A certificate is verified once; its end and the deny list are checked on every call.
+
+    `on_operator` hears of each call by an operator that is admitted.
+    """
 
     def __init__(self, authority: identity.Roots, fleet: str) -> None:
         self._authority = authority
         self._fleet = fleet
         self._known: dict[bytes, Caller] = {}
         self.denied: frozenset[str] = frozenset()
+        self.on_operator: Callable[[Caller], None] = lambda _: None
 
     def follow(self, authority: identity.Roots) -> None:
         """Believe these from the next call on; whoever was admitted before is verified again."""
@@ -184,13 +188,19 @@ class Callers:
         """
         caller = self._known.get(leaf_pem)
         if caller is None or caller.not_after_ms <= now_ms:
-            caller = self._verify(leaf_pem, now_ms)
+            caller = self.read(leaf_pem, now_ms)
             if len(self._known) >= CACHED_CALLERS:
                 self._known.clear()
             self._known[leaf_pem] = caller
+        self.check(caller)
+        if caller.name.role is identity.Role.OPERATOR:
+            self.on_operator(caller)
+        return caller
+
+    def check(self, caller: Caller) -> None:
+        """Raises `PeerError` CERTIFICATE_REVOKED for one who was admitted and is denied by now."""
         if caller.serial in self.denied:
             raise PeerError(Code.CERTIFICATE_REVOKED, f"It was {caller.name.id}'s.", fix="Ask the operator.")
-        return caller
 
     def member(self, certificate_der: bytes, at_ms: int) -> Member:
         """Whom a certificate makes a member of a cohort at a moment; raises as `admit`, or WRONG_ROLE."""
@@ -201,7 +211,8 @@ class Callers:
             raise PeerError(Code.CERTIFICATE_REVOKED, f"It was {name.id}'s.")
         return Member(name.id, name.role is identity.Role.DEVICE, key)
 
-    def _verify(self, leaf_pem: bytes, now_ms: int) -> Caller:
+    def read(self, leaf_pem: bytes, now_ms: int) -> Caller:
+        """Whom a certificate (PEM) names, denied or not; raises as `admit`."""
         try:
             leaf = x509.load_pem_x509_certificate(leaf_pem)
         except ValueError as error:

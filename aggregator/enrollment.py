@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -18,19 +19,20 @@ from aggregator.authorities import Authorities, Phase, mark
 from aggregator.authority import Callers, Issued
 from aggregator.config import Settings
 from aggregator.functions import Functions, is_function
+from aggregator.helper_keys import read_helper_keys
 from aggregator.interfaces import ClientRecord, Clock, Random
 from aggregator.keyring import Keyring
-from aggregator.link import read_helper_key
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from aggregator.store.functions import ids as function_ids
 from fedless.protocol import identity
 from fedless.protocol.claim import Claim, base32, secret_hash, secret_text
-from fedless.protocol.crypto import key_id, sha256
+from fedless.protocol.crypto import key_id
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Endpoints, Enrollment, EnrollRequest, Mode, PolicyMessage, SigningKey
 from fedless.protocol.trust import TrustKind, TrustList
 
+T = TypeVar("T")
 CLAIMS_MAX = 10_000
 LABELS_MAX = 32
 LABEL_LENGTH_MAX = 128
@@ -196,6 +198,8 @@ class Registrar:
         """
         told = set(client.profile.get("trusts", ()))
         found = [kind.value for kind, wanted in self._wanted().items() if not wanted <= told]
+        if TrustKind.HELPER in found and not told & self._named_helpers():
+            found.remove(TrustKind.HELPER)  # it pins no signing key, or another helper: its owner's wish
         if self._authorities.phase is Phase.ISSUING:
             own = client.profile.get("issued_by", "")
             found += [CERTIFICATE] if own != mark(self._authorities.issuing) else []
@@ -216,6 +220,11 @@ class Registrar:
         every, functions = await self._database.run(lambda c: (store.all_clients(c), function_ids(c)))
         devices = [row for row in every if row.state == store.ENROLLED and row.client_id not in functions]
         return [(row, lacking) for row in devices if (lacking := self.lacks(row))]
+
+    def _named_helpers(self) -> frozenset[str]:
+        """All helpers that were ever in a list, as clients name them."""
+        lists = (each for each in self.terms.lists if each.kind is TrustKind.HELPER)
+        return frozenset(key_id(member).hex() for each in lists for member in each.members)
 
     def _wanted(self) -> Mapping[TrustKind, frozenset[str]]:
         """What clients name in their status, by kind; of kinds only that were changed since the fleet was founded."""
@@ -244,17 +253,25 @@ class Registrar:
         """Puts all certificates of a client on the deny list; raises `PeerError` UNKNOWN_CLIENT."""
         now_ms = self._clock()
 
-        def record(connection: Connection) -> frozenset[str]:
+        def record(connection: Connection) -> None:
             if not store.revoke(connection, client_id, reason[:LABEL_LENGTH_MAX], now_ms):
                 raise PeerError(
                     Code.UNKNOWN_CLIENT, f"Found no {client_id[:64]!r}.", fix="See `fedless fleet list`."
                 )
-            return store.deny_list(connection, now_ms)
 
-        self.callers.denied = await self._database.run(record)
-        self.on_denied(self.callers.denied)
+        await self.deny(record)
         self.on_revoked(client_id)
         _log.info("client_revoked", client=client_id, reason=reason)
+
+    async def deny(self, record: Callable[[Connection], T]) -> T:
+        """Records that certificates count no more; then the next call is judged, and the broker told, by that."""
+
+        def work(connection: Connection) -> tuple[T, frozenset[str]]:
+            return record(connection), store.deny_list(connection, self._clock())
+
+        recorded, self.callers.denied = await self._database.run(work)
+        self.on_denied(self.callers.denied)
+        return recorded
 
     async def gone(self, client_id: str) -> bool:
         """Whether a client was revoked and has not joined again."""
@@ -331,10 +348,12 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
         at_each(listen.hosts, listen.enrollment_port),
     )
     tickets, publishers = ticket_ring(settings), publisher_ring(settings)
+    helper = read_helper_keys(settings.helper, settings.fleet.name)
     policy = PolicyMessage(
         minimum_cohort=settings.policy.minimum_cohort,
         modes=tuple(Mode(m) for m in settings.policy.modes),
-        helper_key_digest=sha256(read_helper_key(settings.helper)) if settings.helper.exists else b"",
+        helper_key_digest=helper.digest,
+        helper_signing_key=helper.signing_key,
         minimum_noise=settings.policy.minimum_noise,
     )
     return Terms(
@@ -344,7 +363,7 @@ def terms_of(settings: Settings, endpoints: Endpoints | None = None) -> Terms:
         policy=policy,
         certificate_days=settings.authority.certificate_days,
         claim_valid_hours=settings.authority.claim_valid_hours,
-        lists=(*tickets.read(), *publishers.read()),
+        lists=(*tickets.read(), *publishers.read(), *helper.lists),
     )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tomli_w
 
+from aggregator import owner
 from aggregator.authority import SERVER_DAYS, Authority
 from fedless.protocol import identity
 from fedless.protocol.crypto import ed25519_pem, ed25519_public
@@ -164,12 +165,11 @@ def _toml(values: Mapping[str, object]) -> bytes:
 def write_private(path: Path, content: bytes) -> None:
     """Writes a file of mode 0600 and its directory (0700) so that both survive a power cut.
 
-    An existing file is replaced in one step.
+    An existing file is replaced in one step. What root writes belongs to whom the directory belongs to.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner.make(path.parent)
     draft = path.with_name(f".{path.name}.new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(owner.create(draft), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

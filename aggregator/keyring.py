@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aggregator.founding import KEY_BYTES, write_private
 from fedless.protocol.crypto import ed25519_from_pem, ed25519_pem, ed25519_public, ed25519_sign, key_id
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.listing import lists_of, values_of
 from fedless.protocol.succession import sign_list
 from fedless.protocol.trust import MEMBERS_MAX, TrustKind, TrustList
-
-LISTS_KEPT = 20
-"""Of each kind. Who missed more than so many joins again with a claim."""
 
 
 @dataclass(frozen=True)
@@ -137,34 +134,6 @@ def read_lists(path: Path) -> tuple[TrustList, ...]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         detail = f"{path} cannot be read ({type(error).__name__})."
         raise LocalError(Code.STATE_CORRUPT, detail, fix="Restore it from a back-up.") from error
-
-
-def lists_of(values: Sequence[Mapping[str, Any]]) -> tuple[TrustList, ...]:
-    """Signed lists from JSON values; ValueError, TypeError or KeyError for values that are none."""
-    return tuple(
-        TrustList(
-            TrustKind(each["kind"]),
-            int(each["number"]),
-            tuple(bytes.fromhex(member) for member in each["members"]),
-            bytes.fromhex(each["signed_by"]),
-            bytes.fromhex(each["signature"]),
-        )
-        for each in values
-    )
-
-
-def values_of(lists: Sequence[TrustList]) -> list[dict[str, object]]:
-    """The newest of some signed lists, those that are kept, as JSON values."""
-    return [
-        {
-            "kind": each.kind.value,
-            "number": each.number,
-            "members": [member.hex() for member in each.members],
-            "signed_by": each.signed_by.hex(),
-            "signature": each.signature.hex(),
-        }
-        for each in lists[-LISTS_KEPT:]
-    ]
 
 
 def _read(path: Path) -> bytes:

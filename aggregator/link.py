@@ -51,7 +51,11 @@ class SecondParty:
 
 def read_helper_key(settings: HelperSettings) -> bytes:
     """The helper's HPKE public key, 32 bytes; raises `LocalError` STATE_MISSING or STATE_CORRUPT."""
-    path = settings.directory / "hpke.pub"
+    return read_key(settings.directory / "hpke.pub")
+
+
+def read_key(path: Path) -> bytes:
+    """A public key of the helper, 32 bytes in hex; raises as `read_helper_key`."""
     try:
         key = bytes.fromhex(_read(path))
     except ValueError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aggregator import owner
 from fedless.protocol.errors import Code, LocalError
 
 
@@ -20,13 +21,14 @@ def hold(directory: Path) -> Iterator[None]:
     Raises `LocalError` STATE_LOCKED naming the process that holds it, or STATE_MISSING.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        owner.make(directory)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise LocalError(
             Code.STATE_MISSING, f"{error}.", fix="Check state.directory and its rights."
         ) from error
     with os.fdopen(descriptor, "r+") as file:
+        owner.give(descriptor, directory)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

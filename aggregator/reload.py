@@ -25,10 +25,10 @@ from fedless.protocol.errors import FedlessError
 from fedless.protocol.identity import Role
 from fedless.protocol.messages import SignedTicket
 from fedless.protocol.signed import sign_ticket
-from fedless.protocol.trust import TrustKind
+from fedless.protocol.trust import TrustKind, TrustList
 
 DAY_MS = 86_400_000
-SERVERS, HELPER = "servers", "helper"
+SERVERS, HELPER = "servers", TrustKind.HELPER.value
 _log = structlog.get_logger("reload")
 
 
@@ -52,9 +52,12 @@ class Held:
             TrustKind.AUTHORITY.value: (who.phase, who.ders, who.lists),
             TrustKind.TICKET.value: (self.ticket_key, terms.ticket_keys),
             TrustKind.PUBLISHER.value: terms.publisher_keys,
-            HELPER: self.party,
+            HELPER: (self.party, terms.policy.helper_signing_key, self._lists(TrustKind.HELPER)),
         }
         return parts
+
+    def _lists(self, kind: TrustKind) -> tuple[TrustList, ...]:
+        return tuple(each for each in self.terms.lists if each.kind is kind)
 
 
 def read(settings: Settings, now_ms: int) -> Held:

@@ -79,7 +79,9 @@ def guarded_stream(roles: frozenset[Role]) -> Callable[[Stream], Callable[..., A
         @wraps(method)
         async def call(self: Guarded, request: Any, context: Context) -> AsyncIterator[Reply]:  # noqa: ANN401 - generated message
             try:
-                async for reply in method(self, request, self.caller(context, roles)):
+                caller = self.caller(context, roles)
+                async for reply in method(self, request, caller):
+                    self.callers.check(caller)  # a stream may be open for days
                     yield reply
             except Exception as error:  # noqa: BLE001 - the border: no error may leave as it is
                 await refuse(context, error, method.__name__, tell=roles == OPERATORS)

@@ -18,6 +18,7 @@ from aggregator.blobs import Blobs
 from aggregator.catalogue import Catalogue, ModelInfo
 from aggregator.enrollment import Registrar
 from aggregator.interfaces import Clock
+from aggregator.operators import Operators
 from aggregator.orders import Orders
 from aggregator.planning import Package, assumed, plan_to_json
 from aggregator.reload import Reload
@@ -61,6 +62,8 @@ class OperatorService(OrderMethods, RosterMethods, TrustMethods, operator_pb2_gr
         super().__init__(registrar.callers, database, orders, clock)
         self.roster = Roster(database, registrar)
         self.holder = holder
+        self.operators = Operators(database, registrar, clock)
+        registrar.callers.on_operator = self.operators.seen
         self._registrar = registrar
         self._blobs = blobs
         self._runs = runs

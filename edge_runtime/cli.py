@@ -330,9 +330,10 @@ def _policy(given: argparse.Namespace) -> int:
 
     keys = Keystore(given.state)
     values = policy_values(keys.load().policy)
-    for setting in given.settings:
-        name, _, value = setting.partition("=")
-        values[name] = _policy_value(name, value)
+    chosen = dict(setting.partition("=")[::2] for setting in given.settings)
+    if "helper_key_digest" in chosen:  # another helper: what belonged to the one before goes with it
+        values |= {"helper_signing_key": "", "helper_also": []}
+    values |= {name: _policy_value(name, value) for name, value in chosen.items()}
     if given.settings:
         try:
             keys.set_policy(policy_from(values))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from edge_runtime import link
+from edge_runtime import link, pinned
 from edge_runtime.clock import not_before, unix_ms
 from edge_runtime.config import FILE, starter
 from edge_runtime.disk import write_whole
@@ -86,7 +86,8 @@ def enroll(
         raise PeerError(Code.FOREIGN_CERTIFICATE, "The answer's list of authorities lacks the claimed one.")
     _check(reply, authorities, fleet, identity.public_der(key.public_key()))
     numbers = {kind.value: each.number for kind, each in newest.items()}
-    keys.store(reply, authorities, from_enrollment(reply.policy, own_policy), numbers)
+    policy = pinned.joined(from_enrollment(reply.policy, own_policy), fleet, reply.trust_lists, numbers)
+    keys.store(reply, authorities, policy, numbers)
     observe("stored")
     if not (state / FILE).exists():
         write_whole(state / FILE, starter().encode(), mode=0o644)

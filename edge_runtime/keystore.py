@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.disk import sync_folder, write_whole
+from fedless.protocol.crypto import key_id
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import NOISE_MAX, Endpoints, Enrollment, Mode, SigningKey
 from fedless.protocol.secagg.epochs import Trust
 from fedless.protocol.secagg.policy import Policy
+from fedless.protocol.trust import TrustKind
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -82,7 +84,8 @@ class Identity:
     def trusts(self) -> tuple[str, ...]:
         """Whom this device trusts, as the aggregator is told: authorities' digests and key ids, 32 hex digits."""
         keys = (*self.ticket_keys, *self.publisher_keys)
-        return (*map(_mark, self.authorities), *(key.key_id.hex() for key in keys))
+        helpers = (key_id(each).hex() for each in self.policy.helpers)
+        return (*map(_mark, self.authorities), *(key.key_id.hex() for key in keys), *helpers)
 
     @property
     def publishers(self) -> dict[bytes, bytes]:
@@ -141,9 +144,11 @@ class Keystore:
         write_whole(self.folder / FLEET, _fleet_json(enrollment, policy, numbers or {}))
 
     def set_policy(self, policy: Policy) -> None:
-        """Replace the policy, on the wish of the device's owner."""
+        """Replace the policy, on the wish of the device's owner. Another helper has followed no list."""
         path = self.folder / FLEET
         values = _read_json(path)
+        if policy_from(values["policy"]).helpers[:1] != policy.helpers[:1]:
+            values.get("trust", {}).pop(TrustKind.HELPER.value, None)
         values["policy"] = policy_values(policy)
         write_whole(path, json.dumps(values, indent=1).encode())
 
@@ -220,6 +225,8 @@ def policy_values(policy: Policy) -> dict[str, object]:
         "count_functions": policy.count_functions,
         "trust": str(policy.trust),
         "helper_key_digest": policy.helper_key_digest.hex(),
+        "helper_signing_key": policy.helper_signing_key.hex(),
+        "helper_also": [each.hex() for each in policy.helper_also],
         "minimum_noise": policy.minimum_noise,
     }
 
@@ -236,6 +243,10 @@ def policy_from(values: dict[str, object]) -> Policy:
     if not isinstance(modes, list):
         message = "modes must be a list"
         raise TypeError(message)
+    also = merged["helper_also"]
+    if not isinstance(also, list):
+        message = "helper_also is what the helper named, and is not set by hand"
+        raise TypeError(message)
     return Policy(
         minimum_cohort=_whole(merged["minimum_cohort"]),
         minimum_threshold=_whole(merged["minimum_threshold"]),
@@ -243,6 +254,8 @@ def policy_from(values: dict[str, object]) -> Policy:
         count_functions=bool(merged["count_functions"]),
         trust=Trust(str(merged["trust"])),
         helper_key_digest=bytes.fromhex(str(merged["helper_key_digest"])),
+        helper_signing_key=bytes.fromhex(str(merged["helper_signing_key"])),
+        helper_also=tuple(bytes.fromhex(str(each)) for each in also),
         minimum_noise=_noise(merged["minimum_noise"]),
     )
 

@@ -1,7 +1,8 @@
 """A new certificate before the old one ends, and what the fleet says with it: addresses, keys, a tighter policy.
 
 Called by the participant when `Identity.renewal_due` says so, and when the fleet asks for it. The key stays. New
-ticket keys, publisher keys and authorities count only if one that is trusted already has signed them (`succession`).
+ticket keys, publisher keys and authorities count only if one that is trusted already has signed them (`succession`);
+so does another helper, by the helper's own key (`pinned`).
 Nothing restarts: the next participant and the agent's next connection read the new files.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import replace
 from edge_runtime.clock import not_before
 from edge_runtime.keystore import Identity, Keystore
 from edge_runtime.link import Link, Renewal
+from edge_runtime.pinned import followed
 from fedless.protocol import identity
 from fedless.protocol.crypto import key_id
 from fedless.protocol.errors import Code, PeerError
@@ -49,7 +51,8 @@ def renew(link: Link, keys: Keystore, own: Identity) -> Identity:
         policy=told.policy,
         now_ms=told.now_ms,
     )
-    keys.store(enrollment, authorities, tighten(own.policy, told.policy), numbers)
+    policy = followed(tighten(own.policy, told.policy), own.fleet, told.trust_lists, numbers)
+    keys.store(enrollment, authorities, policy, numbers)
     return keys.load()
 
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from aggregator.store import operators
 from aggregator.store.schema import Json, metadata
 
 CLAIMED, ENROLLED, REVOKED, REMOVED = "claimed", "enrolled", "revoked", "removed"
@@ -224,9 +225,10 @@ def void_claims(connection: Connection) -> None:
 
 
 def deny_list(connection: Connection, now_ms: int) -> frozenset[str]:
-    """Serials (hex) of revoked certificates that would still be valid."""
+    """Serials (hex) of revoked certificates that would still be valid, those of operators too."""
     revoked = (certificates.c.revoked_at_ms > 0) & (certificates.c.not_after_ms > now_ms)
-    return frozenset(connection.scalars(select(certificates.c.serial).where(revoked)))
+    found = frozenset(connection.scalars(select(certificates.c.serial).where(revoked)))
+    return found | operators.denied(connection, now_ms)
 
 
 def add_alarm(connection: Connection, what: str, client_id: str, source: str, now_ms: int) -> None:

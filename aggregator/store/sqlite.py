@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from sqlalchemy import URL, Connection, create_engine, event, exc
 
+from aggregator import owner
 from fedless.protocol.errors import Code, LocalError
 
 BUSY_TIMEOUT = "busy_timeout=5000"
@@ -27,6 +30,8 @@ class Sqlite:
     """A file."""
 
     def __init__(self, url: URL) -> None:
+        if os.geteuid() == owner.ROOT and url.database:
+            _leave_to_owner(Path(url.database))
         self.engine = create_engine(url)
         event.listen(self.engine, "connect", _set_up)
         event.listen(self.engine, "begin", _begin)
@@ -118,3 +123,10 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
 def _begin(connection: Connection) -> None:
     reads_only = connection.get_execution_options().get("fedless_reads_only", False)
     connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+def _leave_to_owner(file: Path) -> None:
+    """A new file for whom its folder belongs to; SQLite gives its log the owner of the file."""
+    if not file.exists():
+        with suppress(OSError):  # SQLite says what is wrong
+            os.close(owner.create(file))

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from aggregator.store import channels, fleet, functions, helper_rounds, masks, orders, privacy, schema
+from aggregator.store import (
+    channels,
+    fleet,
+    functions,
+    helper_rounds,
+    masks,
+    operators,
+    orders,
+    privacy,
+    schema,
+)
 
 __all__ = [
     "channels",
@@ -11,6 +21,7 @@ __all__ = [
     "helper_rounds",
     "masks",
     "metadata",
+    "operators",
     "orders",
     "privacy",
     "schema",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,14 @@ from cloud_adapters.packaging import package as make
 from fedless.console.link import CONFIGURATION, find_fleet
 from fedless.console.package import Arch, Out, Python, Target, tell
 from fedless.protocol.errors import Code, LocalError
+
+
+class Step(StrEnum):
+    """Of a replacement of the helper's keys."""
+
+    BEGIN = "begin"
+    END = "end"
+
 
 app = typer.Typer(no_args_is_help=True)
 CERTIFICATE_DAYS = 5 * 365
@@ -37,7 +46,9 @@ def init(
     digest = found(directory, check_id(fleet, "fleet name"), _read(authority))
     typer.echo(f"The helper is in {directory}. Its key's digest, which devices pin:")
     typer.echo(f"  {digest.hex()}")
-    typer.echo("Give request.der and hpke.pub to the fleet's operator, who answers with cert.pem by")
+    typer.echo(
+        "Give request.der, hpke.pub and signing.pub to the fleet's operator, who answers with cert.pem by"
+    )
     typer.echo("  fedless helper certify --fleet FLEET request.der > cert.pem")
     typer.echo("Put cert.pem beside them. Then:")
     typer.echo(f"  fedless helper serve {directory}")
@@ -71,6 +82,37 @@ def serve(
     from fedless.helper.main import serve as run
 
     run(directory / "helper.toml" if directory.is_dir() else directory)
+
+
+@app.command("rotate-key")
+def rotate_key(
+    step: Annotated[Step, typer.Argument(help="begin: make the next keys; end: give the old ones up.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The helper's directory.")],
+) -> None:
+    """Replace the helper's keys by its own signed word, which devices follow; the aggregator could not write it."""
+    from fedless.helper import rotation
+    from fedless.helper.config import load
+
+    settings = load(directory / "helper.toml")
+    keys, fleet, now_ms = settings.keys, settings.fleet.name, time.time_ns() // 1_000_000
+    lists = keys.hpke.with_name(rotation.LISTS)
+    if step is Step.BEGIN:
+        made = rotation.begin(keys, fleet, now_ms)
+        typer.echo(
+            f"List {made.number} names the next keys; the helper opens what is sealed to either from now on."
+        )
+        steps = [
+            f"Give {lists} to the fleet's operator, for helper/ of the fleet; then `fedless aggregator reload` there.",
+            "When `fedless fleet list` names nobody that lacks helper, the operator puts hpke-next.pub and",
+            "signing-next.pub there as hpke.pub and signing.pub, and reloads. When the rounds of before are over:",
+            f"  fedless helper rotate-key end {directory}",
+        ]
+    else:
+        made = rotation.end(keys, fleet, now_ms)
+        typer.echo(f"List {made.number} is without the old keys, which are removed.")
+        steps = [f"Give {lists} to the fleet's operator, as before."]
+    for line in (*steps, "A helper that is a function: `fedless helper secret` again, for its platform."):
+        typer.echo(line, err=True)
 
 
 @app.command()

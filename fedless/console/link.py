@@ -39,6 +39,7 @@ RunEvent = operator_pb2.RunEvent
 IssuedClaim = operator_pb2.IssuedClaim
 ShownClient = operator_pb2.ShowClientReply
 FunctionInfo = operator_pb2.FunctionInfo
+OperatorInfo = operator_pb2.OperatorInfo
 OrderInfo = operator_pb2.OrderInfo
 OrderAnswer = operator_pb2.OrderAnswer
 GiveOrderRequest = operator_pb2.GiveOrderRequest
@@ -278,6 +279,18 @@ class Link:
     def reload(self) -> list[str]:
         """Lets the service take the fleet's keys and authorities up from their files; what had changed."""
         return list(self._call(self._stub.Reload, operator_pb2.ReloadRequest(), START_S).changed)
+
+    def operators(self) -> tuple[list[OperatorInfo], str]:
+        """The certificates of operators that are known, and the serial of the one that this link uses."""
+        reply = self._call(self._stub.ListOperators, operator_pb2.ListOperatorsRequest())
+        return list(reply.operators), reply.own_serial
+
+    def revoke_operator(self, operator: str, certificate_pem: bytes, reason: str) -> list[str]:
+        """Takes certificates of operators: a serial's, a name's, or the one given; their serials."""
+        request = operator_pb2.RevokeOperatorRequest(
+            operator=operator, certificate_pem=certificate_pem, reason=reason
+        )
+        return list(self._call(self._stub.RevokeOperator, request).serials)
 
     def push_function(self, bundle_digest: bytes) -> FunctionInfo:
         """Makes a stored bundle the newest version of its function."""

@@ -37,6 +37,7 @@ COMMANDS = {
     "backup": Command("backup", "Back a fleet up, while it runs."),
     "restore": Command("restore", "Make a fleet of a back-up."),
     "fleet": Command("fleet", "Let devices join, list them, revoke them."),
+    "operator": Command("operators", "Say who may command the fleet: add, list, revoke."),
     "run": Command("run", "Start, watch and stop training runs."),
     "plan": Command("plan", "Say what a run would be like, before it is started."),
     "why": Command("why", "Say why a run, a round or a client went as it did."),

@@ -22,6 +22,7 @@ from aggregator.authorities import Authorities, Phase
 from aggregator.config import BrokerKind, Settings, load
 from aggregator.enrollment import CERTIFICATE, Registrar, publisher_ring, terms_of, ticket_ring
 from aggregator.link import read_second_party
+from aggregator.owner import ROOT
 from aggregator.store import fleet as store
 from aggregator.store.engine import Database
 from aggregator.store.functions import ids as function_ids
@@ -254,7 +255,7 @@ def _owned(folder: Path) -> Settings:
     """The settings, if what is written here will be readable by the service. Raises `LocalError` WRONG_STATE."""
     settings = load(folder / CONFIGURATION)
     owner = settings.authority.directory.stat().st_uid
-    if owner != os.geteuid():
+    if os.geteuid() not in {owner, ROOT}:  # root gives what it writes to the folder's owner
         detail = f"{settings.authority.directory} belongs to user {owner}, who could not read new keys of another one."
         raise LocalError(
             Code.WRONG_STATE, detail, fix=f"Run this as that user: `sudo -u '#{owner}' fedless ...`."

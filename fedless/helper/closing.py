@@ -89,7 +89,8 @@ def read_denied(text: str) -> frozenset[str]:
 class Helper:
     """The helper without its door: decides on one request, records it, and sums.
 
-    `clock`: Unix ms. `randomness(n)`: n bytes of the OS's CSPRNG, for the noise of a round.
+    `clock`: Unix ms. `randomness(n)`: n bytes of the OS's CSPRNG, for the noise of a round. `hpke`: its private HPKE
+    keys as they are now, two while one follows another: each opens what was sealed to it, until it is given up.
     """
 
     trust: Trust
@@ -98,14 +99,20 @@ class Helper:
     clock: Callable[[], int]
     randomness: Callable[[int], bytes]
     key: P256Private = field(repr=False)
-    hpke_private: bytes = field(repr=False)
+    hpke: Callable[[], tuple[bytes, ...]] = field(repr=False)
+
+    def private_key(self, public: bytes) -> bytes:
+        """The one of its HPKE keys (32 bytes) that this is the public key of; the first, if it is of none."""
+        own = self.hpke()
+        return next((each for each in own if x25519_public(each) == public), own[0])
 
     def close(self, request: CloseRequest) -> tuple[MaskSum, Words] | RefusedReports:
         """The signed sum of masks of a set, or the reports that keep it from being closed.
 
         Raises `PeerError` for a set that is refused as a whole.
         """
-        check_request(request, self.demands.rules, own_key=x25519_public(self.hpke_private))
+        private = self.private_key(request.open.helper_key)
+        check_request(request, self.demands.rules, own_key=x25519_public(private))
         known = self.memory.remembered(request.open.context)
         # A repeat is judged as of the first time: the answer was given, and must not change with the clock.
         now_ms = self.clock()
@@ -117,7 +124,7 @@ class Helper:
             request,
             self.demands.rules,
             known.closed if known else None,
-            hpke_private=self.hpke_private,
+            hpke_private=private,
             at_ms=at_ms,
             verify_member=lambda certificate, moment: self.trust.member(certificate, moment, denied),
         )

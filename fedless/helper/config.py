@@ -47,6 +47,7 @@ class KeySettings(_Section):
     certificate: Path = Path("cert.pem")
     key: Path = Path("cert.key")
     hpke: Path = Path("hpke.key")
+    signing: Path = Path("signing.key")
 
 
 class StateSettings(_Section):

@@ -41,12 +41,14 @@ class HelperDeployment:
 class Keys:
     """The helper's private keys: of its certificate (P-256), and the HPKE key that seeds are sealed to.
 
-    `database_password`: of a memory in PostgreSQL; empty: none, or libpq finds it.
+    `next_hpke`: the HPKE key that follows it, while one does; else empty. `database_password`: of a memory in
+    PostgreSQL; empty: none, or libpq finds it.
     """
 
     certificate_key: P256Private = field(repr=False)
     hpke: bytes = field(repr=False)
     database_password: str = field(default="", repr=False)
+    next_hpke: bytes = field(default=b"", repr=False)
 
 
 def deployment_to_json(deployment: HelperDeployment) -> str:
@@ -93,10 +95,13 @@ def _demands(values: Mapping[str, Any]) -> Demands:
     return Demands(rules, int(values["reports_max"]), int(values["words_max"]))
 
 
-def keys_to_json(certificate_key_pem: str, hpke_hex: str, database_password: str = "") -> str:
+def keys_to_json(
+    certificate_key_pem: str, hpke_hex: str, database_password: str = "", next_hpke_hex: str = ""
+) -> str:
     """Console: the text of the platform's secret."""
+    optional = {"database_password": database_password, "next_hpke": next_hpke_hex}
     values = {"key": certificate_key_pem, "hpke": hpke_hex}
-    return json.dumps({**values, "database_password": database_password} if database_password else values)
+    return json.dumps(values | {name: value for name, value in optional.items() if value})
 
 
 def keys_from_json(text: str) -> Keys:
@@ -104,8 +109,9 @@ def keys_from_json(text: str) -> Keys:
     try:
         values = json.loads(text)
         key, hpke = p256_from_pem(values["key"].encode("ascii")), bytes.fromhex(values["hpke"])
-        if len(hpke) == KEY_BYTES:
-            return Keys(key, hpke, str(values.get("database_password", "")))
+        following = bytes.fromhex(values.get("next_hpke", ""))
+        if len(hpke) == KEY_BYTES and len(following) in {0, KEY_BYTES}:
+            return Keys(key, hpke, str(values.get("database_password", "")), following)
     except (KeyError, TypeError, ValueError, AttributeError, LocalError, PeerError):
         pass
     raise LocalError(

@@ -100,7 +100,9 @@ class HelperFunction:
     def _admit(self, call: Call) -> None:
         """Raise `PeerError` for a call that is for another helper or time, too large, or here for the second time."""
         helper = self._helper
-        calls.judge_call(call, helper.trust.fleet, x25519_public(helper.hpke_private), helper.clock())
+        publics = [x25519_public(each) for each in helper.hpke()]
+        meant = next((each for each in publics if sha256(each) == call.helper_key_digest), publics[0])
+        calls.judge_call(call, helper.trust.fleet, meant, helper.clock())
         helper.demands.check_size(call.request.open, len(call.request.reports))
         if not helper.memory.take_call(call.call_id, call.expires_at_ms, helper.clock()):
             raise PeerError(Code.CALL_REPEATED)
@@ -137,7 +139,7 @@ def made(deployment: HelperDeployment, keys: Keys, memory: Remembering) -> Helpe
             clock=lambda: time.time_ns() // 1_000_000,
             randomness=os.urandom,
             key=keys.certificate_key,
-            hpke_private=keys.hpke,
+            hpke=lambda: (keys.hpke, keys.next_hpke) if keys.next_hpke else (keys.hpke,),
         )
     )
 

@@ -21,9 +21,17 @@ import structlog
 from fedless.helper.closing import Helper, Trust
 from fedless.helper.config import Settings, load
 from fedless.helper.opening import open_memory
+from fedless.helper.rotation import own_keys
 from fedless.helper.service import credentials, new_server
 from fedless.protocol import identity
-from fedless.protocol.crypto import KEY_BYTES, p256_from_pem, sha256, x25519_public
+from fedless.protocol.crypto import (
+    KEY_BYTES,
+    ed25519_pem,
+    ed25519_public,
+    p256_from_pem,
+    sha256,
+    x25519_public,
+)
 from fedless.protocol.errors import Code, LocalError
 
 ENDPOINT_FILE = "endpoint.json"
@@ -39,13 +47,15 @@ def found(directory: Path, fleet: str, authority_pem: bytes) -> bytes:
     """
     if directory.exists() and any(directory.iterdir()):
         raise LocalError(Code.STATE_EXISTS, f"{directory} is not empty.", fix="Choose another directory.")
-    key, hpke = identity.new_key(), os.urandom(KEY_BYTES)
+    key, hpke, signing = identity.new_key(), os.urandom(KEY_BYTES), os.urandom(KEY_BYTES)
     files = {
         "authority.pem": authority_pem,
         "cert.key": identity.key_pem(key),
         "request.der": identity.make_csr(key),
         "hpke.key": hpke.hex().encode() + b"\n",
         "hpke.pub": x25519_public(hpke).hex().encode() + b"\n",
+        "signing.key": ed25519_pem(signing),
+        "signing.pub": ed25519_public(signing).hex().encode() + b"\n",
         "helper.toml": f'[fleet]\nname = "{fleet}"\n'.encode(),
     }
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,8 +104,11 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             clock=lambda: time.time_ns() // 1_000_000,
             randomness=os.urandom,
             key=p256_from_pem(key_pem),
-            hpke_private=read_hpke(settings.keys.hpke),
+            hpke=lambda: tuple(
+                filter(None, own_keys(settings.keys))
+            ),  # read for each set: no restart for a new one
         )
+        helper.hpke()
         server = new_server(helper)
         address = f"{settings.listen.address}:{settings.listen.port}"
         try:
@@ -109,17 +122,6 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             yield port
         finally:
             await server.stop(STOP_TIMEOUT_S)
-
-
-def read_hpke(path: Path) -> bytes:
-    """The helper's HPKE private key: 32 bytes, in hex. Raises `LocalError` STATE_MISSING or STATE_CORRUPT."""
-    try:
-        raw = bytes.fromhex(_read(path).decode().strip())
-    except ValueError as error:
-        raise LocalError(Code.STATE_CORRUPT, f"Expected 32 bytes in hex in {path}.") from error
-    if len(raw) != KEY_BYTES:
-        raise LocalError(Code.STATE_CORRUPT, f"Expected 32 bytes in hex in {path}.")
-    return raw
 
 
 def _read(path: Path) -> bytes:

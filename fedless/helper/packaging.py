@@ -20,6 +20,7 @@ from fedless.helper.deployed import (
     keys_from_json,
     keys_to_json,
 )
+from fedless.helper.rotation import own_keys
 from fedless.protocol.errors import Code, LocalError
 
 _CODE = (
@@ -63,8 +64,8 @@ def secret_text(settings: Settings, target: str, database_password: str = "") ->
 
     Raises `LocalError` STATE_MISSING or STATE_CORRUPT.
     """
-    hpke = _text(settings.keys.hpke).strip()
-    text = keys_to_json(_text(settings.keys.key), hpke, database_password)
+    hpke, following = own_keys(settings.keys)
+    text = keys_to_json(_text(settings.keys.key), hpke.hex(), database_password, following.hex())
     keys_from_json(text)
     if target == "aws-lambda":
         return json.dumps({"Variables": {KEYS_VARIABLE: text}})

@@ -145,6 +145,7 @@ class PolicyMessage:
     trust: str = ""
     helper_key_digest: bytes = b""
     minimum_noise: float = 0.0
+    helper_signing_key: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ trusted can become so. A list's number only rises: an older one, though it was s
 side signs (`sign_list`), the client's side follows (`follow`).
 
 Signed bytes: `LABEL || enc(fleet, kind, number, [members])` (`crypto.enc`); Ed25519 by keys, ECDSA P-256 with SHA-256
-by authorities.
+by authorities. A list of helpers is signed by a helper's own key: the aggregator, which hands it out, cannot make one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from fedless.protocol.crypto import ecdsa_verify, ed25519_verify, enc, key_id
+from fedless.protocol.crypto import KEY_BYTES, ecdsa_verify, ed25519_verify, enc, key_id, sha256
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.identity import authority_key
 from fedless.protocol.trust import TrustKind, TrustList
@@ -23,6 +23,11 @@ LABEL = b"fedless-trust\0"
 def list_bytes(fleet: str, kind: TrustKind, number: int, members: Sequence[bytes]) -> bytes:
     """What is signed of a list."""
     return LABEL + enc(fleet, kind.value, number, list(members))
+
+
+def helper_member(signing_key: bytes, hpke_key: bytes) -> bytes:
+    """A helper as lists name it: its Ed25519 key and the digest of its HPKE key (both public, 32 bytes each)."""
+    return signing_key + sha256(hpke_key)
 
 
 def sign_list(
@@ -63,7 +68,7 @@ def follow(
 def _fits(each: TrustList, signer: bytes, fleet: str) -> bool:
     message = list_bytes(fleet, each.kind, each.number, each.members)
     if each.kind is not TrustKind.AUTHORITY:
-        return ed25519_verify(signer, each.signature, message)
+        return ed25519_verify(signer[:KEY_BYTES], each.signature, message)
     for member in each.members:
         authority_key(member)
     return ecdsa_verify(authority_key(signer), each.signature, message)

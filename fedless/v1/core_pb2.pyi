@@ -271,6 +271,7 @@ class Policy(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     HELPER_KEY_DIGEST_FIELD_NUMBER: _builtins.int
     MINIMUM_NOISE_FIELD_NUMBER: _builtins.int
+    HELPER_SIGNING_KEY_FIELD_NUMBER: _builtins.int
     minimum_cohort: _builtins.int
     """members of a masked cohort at least; 0: not stated"""
     minimum_threshold: _builtins.int
@@ -283,6 +284,8 @@ class Policy(_message.Message):
     """SHA-256 of the pinned helper's HPKE key; empty: none pinned"""
     minimum_noise: _builtins.float
     """noise multiplier at least, before the aggregator sees a sum; 0: none"""
+    helper_signing_key: _builtins.bytes
+    """Ed25519, 32 bytes: who may name that helper's next key; empty: its owner alone"""
     @_builtins.property
     def modes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of "plain", "pairwise", "helper"; empty: not stated"""
@@ -297,10 +300,11 @@ class Policy(_message.Message):
         trust: _builtins.str = ...,
         helper_key_digest: _builtins.bytes = ...,
         minimum_noise: _builtins.float = ...,
+        helper_signing_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_functions", b"count_functions", "helper_key_digest", b"helper_key_digest", "minimum_cohort", b"minimum_cohort", "minimum_noise", b"minimum_noise", "minimum_threshold", b"minimum_threshold", "modes", b"modes", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_functions", b"count_functions", "helper_key_digest", b"helper_key_digest", "helper_signing_key", b"helper_signing_key", "minimum_cohort", b"minimum_cohort", "minimum_noise", b"minimum_noise", "minimum_threshold", b"minimum_threshold", "modes", b"modes", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1896,3 +1896,136 @@ class ReloadReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReloadReply: _TypeAlias = ReloadReply  # noqa: Y015
+
+@_typing.final
+class OperatorInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_MS_FIELD_NUMBER: _builtins.int
+    NOTED_AT_MS_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_MS_FIELD_NUMBER: _builtins.int
+    REVOKED_BY_FIELD_NUMBER: _builtins.int
+    REVOKED_REASON_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    """hexadecimal"""
+    name: _builtins.str
+    not_after_ms: _builtins.int
+    noted_at_ms: _builtins.int
+    """when it was given, or seen first"""
+    last_seen_ms: _builtins.int
+    """0: never"""
+    revoked_at_ms: _builtins.int
+    """0: not revoked"""
+    revoked_by: _builtins.str
+    """the operator's name"""
+    revoked_reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        serial: _builtins.str = ...,
+        name: _builtins.str = ...,
+        not_after_ms: _builtins.int = ...,
+        noted_at_ms: _builtins.int = ...,
+        last_seen_ms: _builtins.int = ...,
+        revoked_at_ms: _builtins.int = ...,
+        revoked_by: _builtins.str = ...,
+        revoked_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_seen_ms", b"last_seen_ms", "name", b"name", "not_after_ms", b"not_after_ms", "noted_at_ms", b"noted_at_ms", "revoked_at_ms", b"revoked_at_ms", "revoked_by", b"revoked_by", "revoked_reason", b"revoked_reason", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorInfo: _TypeAlias = OperatorInfo  # noqa: Y015
+
+@_typing.final
+class ListOperatorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperatorsRequest: _TypeAlias = ListOperatorsRequest  # noqa: Y015
+
+@_typing.final
+class ListOperatorsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATORS_FIELD_NUMBER: _builtins.int
+    OWN_SERIAL_FIELD_NUMBER: _builtins.int
+    own_serial: _builtins.str
+    """of the certificate that the call came with"""
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorInfo]:
+        """by name, the newest first"""
+
+    def __init__(
+        self,
+        *,
+        operators: _abc.Iterable[Global___OperatorInfo] | None = ...,
+        own_serial: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operators", b"operators", "own_serial", b"own_serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperatorsReply: _TypeAlias = ListOperatorsReply  # noqa: Y015
+
+@_typing.final
+class RevokeOperatorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    operator: _builtins.str
+    """a serial, or a name (all its certificates); ignored with a certificate"""
+    certificate_pem: _builtins.bytes
+    """one certificate, whether or not it is known; empty: none"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        operator: _builtins.str = ...,
+        certificate_pem: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "operator", b"operator", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeOperatorRequest: _TypeAlias = RevokeOperatorRequest  # noqa: Y015
+
+@_typing.final
+class RevokeOperatorReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        serials: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["serials", b"serials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeOperatorReply: _TypeAlias = RevokeOperatorReply  # noqa: Y015

@@ -199,6 +199,16 @@ class OperatorStub:
                 request_serializer=fedless_dot_v1_dot_operator__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=fedless_dot_v1_dot_operator__pb2.ReloadReply.FromString,
                 _registered_method=True)
+        self.ListOperators = channel.unary_unary(
+                '/fedless.v1.Operator/ListOperators',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.ListOperatorsRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.ListOperatorsReply.FromString,
+                _registered_method=True)
+        self.RevokeOperator = channel.unary_unary(
+                '/fedless.v1.Operator/RevokeOperator',
+                request_serializer=fedless_dot_v1_dot_operator__pb2.RevokeOperatorRequest.SerializeToString,
+                response_deserializer=fedless_dot_v1_dot_operator__pb2.RevokeOperatorReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -422,6 +432,19 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOperators(self, request, context):
+        """Operators' certificates: those that were given at the fleet's folder, or have called.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -589,6 +612,16 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=fedless_dot_v1_dot_operator__pb2.ReloadRequest.FromString,
                     response_serializer=fedless_dot_v1_dot_operator__pb2.ReloadReply.SerializeToString,
+            ),
+            'ListOperators': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperators,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.ListOperatorsRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.ListOperatorsReply.SerializeToString,
+            ),
+            'RevokeOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeOperator,
+                    request_deserializer=fedless_dot_v1_dot_operator__pb2.RevokeOperatorRequest.FromString,
+                    response_serializer=fedless_dot_v1_dot_operator__pb2.RevokeOperatorReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1482,6 +1515,60 @@ class Operator:
             '/fedless.v1.Operator/Reload',
             fedless_dot_v1_dot_operator__pb2.ReloadRequest.SerializeToString,
             fedless_dot_v1_dot_operator__pb2.ReloadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperators(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/ListOperators',
+            fedless_dot_v1_dot_operator__pb2.ListOperatorsRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.ListOperatorsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedless.v1.Operator/RevokeOperator',
+            fedless_dot_v1_dot_operator__pb2.RevokeOperatorRequest.SerializeToString,
+            fedless_dot_v1_dot_operator__pb2.RevokeOperatorReply.FromString,
             options,
             channel_credentials,
             insecure,

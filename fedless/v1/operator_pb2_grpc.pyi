@@ -85,6 +85,9 @@ class OperatorStub:
     """What each client's data was spent on by differential privacy."""
     Reload: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReloadRequest, _operator_pb2.ReloadReply]
     """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
+    ListOperators: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOperatorsRequest, _operator_pb2.ListOperatorsReply]
+    """Operators' certificates: those that were given at the fleet's folder, or have called."""
+    RevokeOperator: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeOperatorRequest, _operator_pb2.RevokeOperatorReply]
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -143,6 +146,9 @@ class OperatorAsyncStub(OperatorStub):
     """What each client's data was spent on by differential privacy."""
     Reload: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReloadRequest, _operator_pb2.ReloadReply]  # type: ignore[assignment]
     """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
+    ListOperators: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOperatorsRequest, _operator_pb2.ListOperatorsReply]  # type: ignore[assignment]
+    """Operators' certificates: those that were given at the fleet's folder, or have called."""
+    RevokeOperator: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeOperatorRequest, _operator_pb2.RevokeOperatorReply]  # type: ignore[assignment]
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -396,5 +402,20 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ReloadReply, _abc.Awaitable[_operator_pb2.ReloadReply]]:
         """Takes the fleet's keys, authorities and certificates up from their files, as they are now."""
+
+    @_abc_1.abstractmethod
+    def ListOperators(
+        self,
+        request: _operator_pb2.ListOperatorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListOperatorsReply, _abc.Awaitable[_operator_pb2.ListOperatorsReply]]:
+        """Operators' certificates: those that were given at the fleet's folder, or have called."""
+
+    @_abc_1.abstractmethod
+    def RevokeOperator(
+        self,
+        request: _operator_pb2.RevokeOperatorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RevokeOperatorReply, _abc.Awaitable[_operator_pb2.RevokeOperatorReply]]: ...
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

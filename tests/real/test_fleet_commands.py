@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fedless.protocol.errors import Code
-from fedless.v1 import fleet_pb2
+from fedless.console.link import open_link
+from fedless.protocol.errors import Code, PeerError
+from fedless.v1 import fleet_pb2, operator_pb2
 from tests.devices_fleet import command, say
-from tests.running_fleet import RunningFleet, refusal
+from tests.running_fleet import Credentials, RunningFleet, refusal
 
 pytestmark = pytest.mark.real
 
@@ -71,3 +72,36 @@ def test_mistakes_are_told(fleet: RunningFleet) -> None:
         done = command("fleet", *words, of=fleet)
         assert done.status == 1, words
         assert says in done.stderr, done
+
+
+def test_leaked_operator_is_replaced_and_refused(fleet: RunningFleet) -> None:
+    """The folder's own certificate leaked: a new one is made, and the old one is refused with the next call."""
+    leaked = Credentials.read(fleet.folder / "operator")
+    with fleet.calls(leaked) as thief:
+        thief.operator.Info(operator_pb2.InfoRequest())
+        listed = say(fleet, "operator", "list").splitlines()
+        (line,) = [line.split() for line in listed if "(you)" in line]
+        old = line[0]
+        refused = command("operator", "revoke", old, of=fleet)
+        assert "fedless operator renew" in refused.stderr
+        assert f"fedless operator revoke {old}" in say(fleet, "operator", "renew")
+        assert say(fleet, "operator", "revoke", old, "--reason", "leaked") == f"{old} is revoked.\n"
+        met = refusal(lambda: thief.operator.Info(operator_pb2.InfoRequest()))
+        assert met.code is Code.CERTIFICATE_REVOKED
+    states = [line.split()[1:3] for line in say(fleet, "operator", "list").splitlines()[1:]]
+    assert sorted(states) == [["main", "(you)"], ["main", "revoked"]]
+
+
+def test_second_operator_commands_the_fleet_until_he_is_revoked(fleet: RunningFleet) -> None:
+    anna = fleet.folder / "anna"
+    assert "Hand it over" in say(fleet, "operator", "add", "anna", "--out", anna)
+    assert "anna" in say(fleet, "operator", "list"), "before she has called"
+    with open_link(anna) as operator:
+        assert operator.info().fleet == "home"
+        say(fleet, "operator", "revoke", "--certificate", anna / "cert.pem")
+        with pytest.raises(PeerError) as caught:
+            operator.info()
+    assert caught.value.code is Code.CERTIFICATE_REVOKED
+    assert command("operator", "add", "anna", "--out", anna, of=fleet).status == 1
+    assert "Found no operator" in command("operator", "revoke", "nobody", of=fleet).stderr
+    assert "--certificate" in command("operator", "revoke", of=fleet).stderr

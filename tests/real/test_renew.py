@@ -11,10 +11,10 @@ import pytest
 
 from edge_runtime.keystore import Keystore
 from fedless.protocol import wire
-from fedless.protocol.crypto import ecdsa_sign, ed25519_public, ed25519_sign
+from fedless.protocol.crypto import ecdsa_sign, ed25519_public, ed25519_sign, key_id
 from fedless.protocol.errors import PeerError
 from fedless.protocol.messages import Endpoints, Enrollment, Mode, PolicyMessage
-from fedless.protocol.succession import sign_list
+from fedless.protocol.succession import helper_member, sign_list
 from fedless.protocol.trust import TrustKind
 from fedless.v1 import fleet_pb2
 from tests.edge_device import CLIENT, wake
@@ -237,3 +237,34 @@ def test_minimum_noise_cannot_be_talked_down_by_a_renewal(
         with pytest.raises(PeerError):
             after.policy.check_noise(kept * 0.99)
         after.policy.check_noise(kept)
+
+
+def test_helper_is_replaced_by_its_own_word_only(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """Lists by the aggregator's ticket key, and a policy that names another signing key, change nothing."""
+    keys, path = Keystore(state), state / "identity" / "fleet.json"
+    own = helper_member(ed25519_public(NEW_KEY), bytes(32))
+    keys.set_policy(keys.load().policy.after([own]))
+    pinned = keys.load().policy
+    swapped = helper_member(ed25519_public(TICKET_KEY), bytes(range(32)))
+
+    def list_by(key: bytes, signer: bytes) -> dict[str, Any]:
+        made = sign_list(
+            "testing", TrustKind.HELPER, 7, (own, swapped), signer, lambda m: ed25519_sign(key, m)
+        )
+        return {"trust_lists": wire.trust_lists_to_pb([made])}
+
+    aggregator.policy = PolicyMessage(helper_signing_key=ed25519_public(TICKET_KEY), count_functions=False)
+    for round_id, (signer, named) in enumerate([(TICKET_KEY, swapped), (TICKET_KEY, own), (NEW_KEY, own)], 1):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"issued_at_ms": 0}))
+        aggregator.renewed = list_by(signer, named)
+        take_part(fleet, aggregator, state, round_id)
+        after = keys.load()
+        assert not after.renewal_due(after.issued_at_ms), "the rest of the renewal is taken"
+        if signer == TICKET_KEY:
+            assert after.policy == pinned
+            assert "helper" not in after.trust_numbers
+    assert after.policy.helpers == (own, swapped)
+    assert after.trust_numbers["helper"] == 7
+    assert set(after.trusts) >= {key_id(own).hex(), key_id(swapped).hex()}

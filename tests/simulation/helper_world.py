@@ -125,7 +125,7 @@ class HelperWorld(World):
             clock=self.clock,
             randomness=bytes,
             key=own.key,
-            hpke_private=HPKE_PRIVATE,
+            hpke=lambda: (HPKE_PRIVATE,),
         )
         member = Member("main", is_device=False, public_key=own.key.public_key())
         self.calls = Calls(SecondParty("", own.leaf, HPKE_PUBLIC, member), second)

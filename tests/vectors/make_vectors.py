@@ -14,6 +14,7 @@ from tests.vectors.helper_mode import helper_vectors
 from tests.vectors.jsonable import to_json
 from tests.vectors.pairwise import pairwise
 from tests.vectors.parts import primitives, ring_vectors, shamir_vectors
+from tests.vectors.trust import trust_vectors
 
 HERE = Path(__file__).parent
 FILES: dict[str, Callable[[], Any]] = {
@@ -26,6 +27,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "bad_helper.json": bad_helper,
     "calls.json": call_vectors,
     "bad_calls.json": bad_calls,
+    "trust.json": trust_vectors,
 }
 
 

@@ -69,7 +69,7 @@ def accept_helper_round(
     `HELPER_KEY` (not the pinned one), `BAD_SIGNATURE`, `BAD_CONTEXT`, `RING_OVERFLOW`, `MODEL_REPEATED`.
     """
     policy.check_mode(Mode.HELPER)
-    if not policy.helper_key_digest or sha256(opened.helper_key) != policy.helper_key_digest:
+    if not policy.pins(opened.helper_key):
         raise PeerError(
             Code.HELPER_KEY,
             "The round's helper is not the one that this client was enrolled with.",

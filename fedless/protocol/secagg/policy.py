@@ -6,8 +6,10 @@ the device (`fedless-edge policy`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedless.protocol.crypto import KEY_BYTES, sha256
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.messages import Mode, PolicyMessage
 from fedless.protocol.secagg.epochs import MINIMUM_COHORT, Trust, threshold
@@ -22,6 +24,8 @@ class Policy:
     `Mode.PLAIN` in it. `count_functions`: whether cloud functions count towards the minimum cohort.
     `helper_key_digest`: SHA-256 of the pinned helper's HPKE key, empty when none is pinned. `minimum_noise`: the
     noise multiplier at least that must be in every masked sum before the aggregator sees it (0: none).
+    `helper_signing_key`: the pinned helper's Ed25519 key, which may name its next keys; empty: the owner alone may.
+    `helper_also`: further helpers that it named while one key follows another (`trust.HELPER_MEMBER_BYTES` each).
     """
 
     minimum_cohort: int = MINIMUM_COHORT
@@ -31,6 +35,30 @@ class Policy:
     trust: Trust = Trust.CHEATING
     helper_key_digest: bytes = b""
     minimum_noise: float = 0.0
+    helper_signing_key: bytes = b""
+    helper_also: tuple[bytes, ...] = ()
+
+    @property
+    def helpers(self) -> tuple[bytes, ...]:
+        """The pinned helper and those that it named, as lists name them; nobody if none may name another."""
+        if not self.helper_key_digest or not self.helper_signing_key:
+            return ()
+        return (self.helper_signing_key + self.helper_key_digest, *self.helper_also)
+
+    def after(self, helpers: Sequence[bytes]) -> Policy:
+        """The same with these helpers (`helpers`, at least one) instead of those that were pinned."""
+        first, *others = helpers
+        return replace(
+            self,
+            helper_signing_key=first[:KEY_BYTES],
+            helper_key_digest=first[KEY_BYTES:],
+            helper_also=tuple(others),
+        )
+
+    def pins(self, helper_key: bytes) -> bool:
+        """Whether a helper with this HPKE key (32 bytes) may open what this client seals."""
+        digests = {self.helper_key_digest, *(each[KEY_BYTES:] for each in self.helper_also)}
+        return sha256(helper_key) in digests
 
     def check_mode(self, mode: Mode) -> None:
         """Raise `PeerError(POLICY)` unless rounds of this mode are allowed here."""
@@ -69,6 +97,7 @@ class Policy:
 def from_enrollment(message: PolicyMessage, own: Policy | None = None) -> Policy:
     """A new client's policy: what the enrollment states, and `own` (or the defaults) where it is blank."""
     blank = own or Policy()
+    told = bool(message.helper_key_digest)
     return Policy(
         minimum_cohort=message.minimum_cohort or blank.minimum_cohort,
         minimum_threshold=message.minimum_threshold or blank.minimum_threshold,
@@ -77,6 +106,8 @@ def from_enrollment(message: PolicyMessage, own: Policy | None = None) -> Policy
         trust=Trust(message.trust) if message.trust else blank.trust,
         helper_key_digest=message.helper_key_digest or blank.helper_key_digest,
         minimum_noise=max(message.minimum_noise, blank.minimum_noise),
+        helper_signing_key=message.helper_signing_key if told else blank.helper_signing_key,
+        helper_also=() if told else blank.helper_also,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedless.protocol import messages as m
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.trust import LISTS_MAX, MEMBERS_MAX, TrustKind, TrustList
+from fedless.protocol.trust import HELPER_MEMBER_BYTES, LISTS_MAX, MEMBERS_MAX, TrustKind, TrustList
 from fedless.protocol.wire.checks import (
     TIME_MAX_MS,
     addresses,
@@ -81,7 +81,8 @@ def _trust_list(each: core_pb2.TrustList, kind: TrustKind) -> TrustList:
         if kind is TrustKind.AUTHORITY:
             bounded(member_bytes, CERTIFICATE_BYTES_MAX, "an authority of a trust list")
         else:
-            sized(member_bytes, 32, "a key of a trust list")
+            size = HELPER_MEMBER_BYTES if kind is TrustKind.HELPER else 32
+            sized(member_bytes, size, "a key of a trust list")
     return TrustList(
         kind,
         within(each.number, 1, NUMBER_MAX, "number of a trust list"),
@@ -100,6 +101,7 @@ def policy_to_pb(policy: m.PolicyMessage) -> core_pb2.Policy:
         count_functions=policy.count_functions,
         trust=policy.trust,
         helper_key_digest=policy.helper_key_digest,
+        helper_signing_key=policy.helper_signing_key,
         minimum_noise=policy.minimum_noise,
     )
 
@@ -113,6 +115,7 @@ def policy_from_pb(message: core_pb2.Policy) -> m.PolicyMessage:
         count_functions=message.count_functions,
         trust=message.trust,
         helper_key_digest=optional(message.helper_key_digest, m.DIGEST_BYTES, "policy.helper_key_digest"),
+        helper_signing_key=optional(message.helper_signing_key, 32, "policy.helper_signing_key"),
         minimum_noise=number(message.minimum_noise, 0.0, m.NOISE_MAX, "policy.minimum_noise"),
     )
 

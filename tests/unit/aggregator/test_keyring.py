@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from aggregator.founding import write_private
-from aggregator.keyring import LISTS_KEPT, Keyring
+from aggregator.keyring import Keyring
 from fedless.protocol.crypto import ed25519_pem, ed25519_public, key_id
 from fedless.protocol.errors import Code, LocalError
+from fedless.protocol.listing import LISTS_KEPT
 from fedless.protocol.succession import follow
 from fedless.protocol.trust import TrustKind
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedless.console.main import main
 from fedless.helper.config import load
-from fedless.helper.main import read_hpke
+from fedless.helper.rotation import own_keys
 from fedless.protocol import crypto
 
 
@@ -25,7 +25,8 @@ def test_helper_is_made_certified_and_ready_to_serve(
     assert fedless("init", fleet, "--host", "127.0.0.1") == 0
     authority = fleet / "authority" / "authority.pem"
     assert fedless("helper", "init", helper, "--fleet", "greenhouse", "--authority", authority) == 0
-    digest = crypto.sha256(crypto.x25519_public(read_hpke(helper / "hpke.key"))).hex()
+    keys = load(helper / "helper.toml").keys
+    digest = crypto.sha256(crypto.x25519_public(own_keys(keys)[0])).hex()
     assert digest in capsys.readouterr().out
     assert fedless("helper", "certify", helper / "request.der", "--fleet", fleet) == 0
     chain = capsys.readouterr().out
@@ -36,6 +37,14 @@ def test_helper_is_made_certified_and_ready_to_serve(
     assert settings.keys.certificate == helper / "cert.pem"
     assert crypto.p256_from_pem(settings.keys.key.read_bytes()).curve.name == "secp256r1"
     assert (helper / "hpke.key").stat().st_mode & 0o077 == 0
+    old, _ = own_keys(keys)
+    assert fedless("helper", "rotate-key", "begin", helper) == 0
+    assert "fedless aggregator reload" in capsys.readouterr().err
+    following = own_keys(keys)[1]
+    assert fedless("helper", "rotate-key", "begin", helper) == 1
+    assert fedless("helper", "rotate-key", "end", helper) == 0
+    assert own_keys(keys) == (following, b"")
+    assert following != old
 
 
 @pytest.mark.parametrize("missing", ["authority", "request"])

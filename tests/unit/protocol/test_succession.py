@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -12,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fedless.protocol import identity, wire
 from fedless.protocol.crypto import ecdsa_sign, ed25519_public, ed25519_sign
 from fedless.protocol.errors import Code, PeerError
-from fedless.protocol.succession import follow, sign_list
+from fedless.protocol.listing import lists_of, values_of
+from fedless.protocol.succession import follow, helper_member, list_bytes, sign_list
 from fedless.protocol.trust import TrustKind, TrustList
 
 FIRST, SECOND, THIRD, FOREIGN = (bytes([n]) * 32 for n in range(1, 5))
@@ -156,6 +159,49 @@ def test_two_authorities_of_one_fleet_have_different_names() -> None:
         with pytest.raises(PeerError) as caught:
             identity.verify_chain([leaf_der], other.der, "home", at_ms)
         assert caught.value.code is Code.FOREIGN_CERTIFICATE
+
+
+# -- helpers
+
+
+def test_list_of_helpers_that_the_aggregators_key_signed_is_refused() -> None:
+    """Though the device trusts that key for tickets, and the aggregator hands the lists out."""
+    pinned, other = (helper_member(ed25519_public(key), key) for key in (FIRST, SECOND))
+    for signer in (pinned, helper_member(ed25519_public(THIRD), THIRD), ed25519_public(THIRD)):
+        forged = sign_list(
+            "home", TrustKind.HELPER, 1, (pinned, other), signer, lambda m: ed25519_sign(THIRD, m)
+        )
+        with pytest.raises(PeerError) as caught:
+            follow("home", TrustKind.HELPER, (pinned,), 0, (forged,))
+        assert caught.value.code is Code.BAD_SIGNATURE
+    made_by_helper = sign_list(
+        "home", TrustKind.HELPER, 1, (pinned, other), pinned, lambda m: ed25519_sign(FIRST, m)
+    )
+    assert follow("home", TrustKind.HELPER, (pinned,), 0, (made_by_helper,)) == ((pinned, other), 1)
+    assert wire.trust_lists_from_pb(wire.trust_lists_to_pb((made_by_helper,))) == (made_by_helper,)
+    short = replace(made_by_helper, members=(pinned[:32],))
+    with pytest.raises(PeerError) as caught:
+        wire.trust_lists_from_pb(wire.trust_lists_to_pb((short,)))
+    assert caught.value.code is Code.MALFORMED
+
+
+def test_vectors_are_what_is_signed_and_followed() -> None:
+    vectors = json.loads((Path(__file__).parents[2] / "vectors" / "trust.json").read_text())
+    for each in vectors["chains"]:
+        kind, lists = TrustKind(each["kind"]), lists_of(each["lists"])
+        trusted = tuple(bytes.fromhex(member) for member in each["trusted"])
+        for made, signed in zip(lists, each["signed"], strict=True):
+            assert list_bytes(vectors["fleet"], kind, made.number, made.members).hex() == signed
+        members, number = follow(vectors["fleet"], kind, trusted, 0, lists)
+        assert (members, number) == (lists[-1].members, lists[-1].number)
+        assert values_of(lists) == each["lists"]
+    for each in vectors["bad"]:
+        trusted = tuple(bytes.fromhex(member) for member in each["trusted"])
+        with pytest.raises(PeerError) as caught:
+            follow(
+                vectors["fleet"], TrustKind(each["kind"]), trusted, each["number"], lists_of(each["lists"])
+            )
+        assert caught.value.code.value == each["code"], each["name"]
 
 
 # -- the border
