@@ -108,8 +108,7 @@ def scores(connection: Connection, run_id: str) -> list[Scored]:
 
 def aim_of(settings_toml: str) -> Aim:
     """What a run's task is judged by."""
-    chosen = parse(settings_toml).evaluation
-    return Aim(chosen.best, chosen.best_is == "highest")
+    return parse(settings_toml).aim()
 
 
 def _models(connection: Connection, run_id: str) -> list[ModelInfo]:

@@ -22,7 +22,7 @@ from aggregator.completion import Completion
 from aggregator.coordinator import RecordTerms
 from aggregator.evaluation import reason
 from aggregator.interfaces import ClientRecord
-from aggregator.judgement import Aim, Scored, why_stop
+from aggregator.judgement import Scored, why_stop
 from aggregator.ledger import Ledger
 from aggregator.live import PASSING
 from aggregator.masked import MaskedMode, Plan, mode_of
@@ -318,10 +318,9 @@ class Driver:
 
     def _stale(self, scores: Sequence[tuple[int, Mapping[str, float]]]) -> str:
         """Why it is not worth going on; "" if it is."""
-        stop, evaluation = self._settings.stop, self._settings.evaluation
+        stop = self._settings.stop
         scored = [Scored(version, metrics) for version, metrics in scores]
-        aim = Aim(evaluation.best, evaluation.best_is == "highest")
-        return why_stop(scored, aim, stop.patience, stop.min_delta)
+        return why_stop(scored, self._settings.aim(), stop.patience, stop.min_delta)
 
     async def _fail(self, why: str) -> None:
         for round_id in await self._store(lambda c: rounds.unended(c, self._run.run_id)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 HIGHER = ("test_accuracy", "device_accuracy", "train_accuracy")
 """Metrics that a run is judged by when its task names none: the first of these, else of `LOWER`, that it has."""
 LOWER = ("test_loss", "device_loss", "train_loss")
+"""Those on the aggregator's test set come first, and are left out where it has no whole model (`Aim.personal`)."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,21 @@ class Scored:
 
 @dataclass(frozen=True)
 class Aim:
-    """What is wanted: a metric's name, and whether more of it is better. An empty name: whatever there is."""
+    """What is wanted: a metric's name, and whether more of it is better. An empty name: whatever there is.
+
+    `personal`: models have a part that is each device's own, so what they are on the aggregator's test set says little.
+    """
 
     metric: str = ""
     higher: bool = True
+    personal: bool = False
 
     def of(self, scored: Sequence[Scored]) -> Aim:
         """The same with a name: of the default metrics, one that these models have; nameless if they have none."""
         if self.metric:
             return self
         for names, higher in ((HIGHER, True), (LOWER, False)):
-            for name in names:
+            for name in names[1:] if self.personal else names:
                 if any(name in each.metrics for each in scored):
                     return Aim(name, higher)
         return self

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from aggregator import own, selection
+from aggregator.judgement import Aim
 from aggregator.privacy import Place, complaints, with_local_noise
 from aggregator.sections import PersonaliseSettings, PrivacySettings, SecaggSettings, Section, one_of
 from aggregator.selection import SELECTIONS
@@ -285,6 +286,11 @@ class TaskSettings(Section):
             central_target=self.stop.test_accuracy is not None,
         )
         return list(found)
+
+    def aim(self) -> Aim:
+        """What its models are judged by."""
+        chosen = self.evaluation
+        return Aim(chosen.best, chosen.best_is == "highest", personal=self.personalise is not None)
 
     def rule(self) -> ClientRule:
         """What clients do with their data."""

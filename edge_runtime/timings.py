@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edge_runtime.jobs import Outcome
 
-INSTANCE_PARTS = frozenset({"data_ms", "load_ms", "train_ms"})
+INSTANCE_PARTS = frozenset({"data_ms", "load_ms", "train_ms", "evaluate_ms"})
 
 
 @dataclass

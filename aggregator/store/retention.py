@@ -87,11 +87,9 @@ def bases_of_open_rounds(connection: Connection, run_id: str) -> set[int]:
 def best(connection: Connection, run_id: str) -> set[int]:
     """The best one, as its task says what that is."""
     try:
-        chosen = parse(store.load(connection, run_id).settings).evaluation
+        aim = parse(store.load(connection, run_id).settings).aim()
     except LocalError:  # a task of another program version
         aim = Aim()
-    else:
-        aim = Aim(chosen.best, chosen.best_is == "highest")
     scored = [Scored(version, metrics) for version, metrics in store.scores(connection, run_id)]
     top = judgement.best(scored, aim)
     return set() if top is None else {top[0]}

@@ -5,7 +5,7 @@ Parents:
     round > phase (opening to commit; the evaluations)
     round > client > wake                (from the round's opening until the device had the wake-up)
                    > invocation > queue, start, import, connect, check_in, download, agree, run, mask, report
-                                             run > instance_data, instance_load, instance_train
+                                             run > instance_data, instance_load, instance_train (or instance_evaluate)
 
 An evaluation on devices is a round of its own: a trace with the root `evaluation`, linked to the round whose model it
 judges. Moments are of the aggregator's clock: a device tells how long each part took, the aggregator when it came.
@@ -28,7 +28,7 @@ ORDER = ("queue", "start", "import", "connect", "check_in", "download", "agree",
 """The parts that a device tells of an invocation, one after another."""
 BEFORE = ORDER[:5]
 """Those up to the check-in, whose moment the aggregator knows."""
-INSIDE = ("instance_data", "instance_load", "instance_train")
+INSIDE = ("instance_data", "instance_load", "instance_train", "instance_evaluate")
 """What the instance tells of its run, whose end they reach."""
 
 

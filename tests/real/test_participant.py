@@ -144,6 +144,8 @@ def test_evaluation_reports_sums_and_no_bytes(fleet: Fleet, aggregator: FakeAggr
     assert 1 <= here.header.examples < 40
     assert set(here.header.sums) == {"loss", "correct"}
     assert counters(state) == {"reported": 1}
+    (metrics,) = aggregator.metrics
+    assert {"instance_data", "instance_load", "instance_evaluate"} <= set(metrics.timings_ms)
 
 
 def test_more_examples_than_the_task_counts_are_counted_as_that_many(

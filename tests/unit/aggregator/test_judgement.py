@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from aggregator import tasks
 from aggregator.judgement import Aim, Scored, best, stale, why_stop
 
 
@@ -22,9 +23,27 @@ def test_best_is_the_earliest_of_the_highest_or_lowest() -> None:
     assert best([], Aim()) is None
 
 
+def test_a_personalised_run_is_not_judged_by_a_model_without_its_personal_part() -> None:
+    """The aggregator's model has an untrained head: its best version there need not be the devices' best."""
+    versions = [
+        Scored(1, {"test_accuracy": 0.9, "device_accuracy": 0.4, "train_loss": 2.0}),
+        Scored(2, {"test_accuracy": 0.1, "device_accuracy": 0.8, "train_loss": 1.0}),
+    ]
+    assert best(versions, Aim()) == (1, 0.9)
+    assert best(versions, Aim(personal=True)) == (2, 0.8)
+    assert best(versions, Aim("test_accuracy", personal=True)) == (1, 0.9), "a task may name what it likes"
+    central = [Scored(1, {"test_accuracy": 0.9, "test_loss": 1.0, "train_loss": 2.0})]
+    assert Aim(personal=True).of(central) == Aim("train_loss", higher=False)
+    text = 'name = "a"\nfunction = "a"\nrounds = 1\nmode = "plain"\n[cohort]\nsize = 10\n'
+    assert tasks.parse(text).aim() == Aim()
+    assert tasks.parse(f"{text}[personalise]\nlayers = 1\n").aim() == Aim(personal=True)
+
+
 def test_accuracy_comes_before_loss_and_the_test_set_before_devices() -> None:
     both = [Scored(1, {"test_loss": 1.0, "device_accuracy": 0.4, "train_loss": 2.0})]
     assert Aim().of(both) == Aim("device_accuracy")
+    everything = [Scored(1, {"test_accuracy": 0.9, "device_accuracy": 0.4})]
+    assert Aim().of(everything) == Aim("test_accuracy")
     both = [Scored(1, {"test_loss": 1.0, "train_loss": 2.0})]
     assert Aim().of(both) == Aim("test_loss", higher=False)
 
