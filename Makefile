@@ -104,6 +104,7 @@ docs: .venv-docs/.ready ## build the documentation into build/site; a broken lin
 pictures: $(READY) ## take the documentation's pictures of an experiment that runs for it
 	@deploy/setup/apt.sh mosquitto bubblewrap chromium
 	FEDLESS_BROWSER="$$(command -v chromium)" $(PY) docs/generate/pictures.py docs/pictures
+	$(PY) docs/generate/curves.py docs/pictures/convergence.json docs/pictures/convergence.svg > /dev/null
 
 fmt: $(READY) ## format, and mend what the linter can mend
 	$(TOOLS)/ruff check --fix .
