@@ -22,7 +22,7 @@ from aggregator.interfaces import Clock
 from aggregator.store import operators as store
 from aggregator.store.engine import Database
 from fedless.protocol import identity
-from fedless.protocol.errors import Code, PeerError
+from fedless.protocol.errors import Code, FedlessError, PeerError
 
 SEEN_EVERY_MS = 60_000
 """A certificate's last call is written down at most so often."""
@@ -93,7 +93,14 @@ class Operators:
             store.note(connection, caller.serial, caller.name.id, caller.not_after_ms, now_ms)
             store.saw(connection, caller.serial, now_ms)
 
-        await self._database.run(record)
+        try:
+            await self._database.run(record)
+        except (
+            FedlessError,
+            RuntimeError,
+        ) as error:  # the database is away, or closed: a later call is noted
+            self._noted.pop(caller.serial, None)
+            _log.warning("operator_not_noted", operator=caller.name.id, error=type(error).__name__)
 
 
 def _found(connection: Connection, operator: str) -> set[str]:

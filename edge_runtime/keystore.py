@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.disk import sync_folder, write_whole
-from fedless.protocol.crypto import key_id
+from fedless.protocol.crypto import KEY_BYTES, key_id
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import NOISE_MAX, Endpoints, Enrollment, Mode, SigningKey
 from fedless.protocol.secagg.epochs import Trust
 from fedless.protocol.secagg.policy import Policy
-from fedless.protocol.trust import TrustKind
+from fedless.protocol.trust import HELPER_MEMBER_BYTES, TrustKind
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 KEY, CHAIN, AUTHORITY, FLEET = "key.pem", "chain.pem", "authority.pem", "fleet.json"
+_NEWER = frozenset({"helper_signing_key", "helper_also"})
+"""Fields of a policy that earlier versions refuse to read."""
 _AUTHORITY_PREFIX = "@authority-"
 _AGAIN = "Enroll again: `fedless-edge enroll`, with a new claim."
 
@@ -149,7 +151,7 @@ class Keystore:
         values = _read_json(path)
         if policy_from(values["policy"]).helpers[:1] != policy.helpers[:1]:
             values.get("trust", {}).pop(TrustKind.HELPER.value, None)
-        values["policy"] = policy_values(policy)
+        values["policy"] = _kept(policy)
         write_whole(path, json.dumps(values, indent=1).encode())
 
     def load(self) -> Identity:
@@ -231,6 +233,12 @@ def policy_values(policy: Policy) -> dict[str, object]:
     }
 
 
+def _kept(policy: Policy) -> dict[str, object]:
+    """As the file has it: newer fields only where they say something, since an update may be taken back."""
+    values = policy_values(policy)
+    return {name: value for name, value in values.items() if value or name not in _NEWER}
+
+
 def policy_from(values: dict[str, object]) -> Policy:
     """The policy in JSON values; ValueError or TypeError for values that are none."""
     known = policy_values(Policy())
@@ -254,8 +262,8 @@ def policy_from(values: dict[str, object]) -> Policy:
         count_functions=bool(merged["count_functions"]),
         trust=Trust(str(merged["trust"])),
         helper_key_digest=bytes.fromhex(str(merged["helper_key_digest"])),
-        helper_signing_key=bytes.fromhex(str(merged["helper_signing_key"])),
-        helper_also=tuple(bytes.fromhex(str(each)) for each in also),
+        helper_signing_key=_bytes(merged["helper_signing_key"], 0, KEY_BYTES),
+        helper_also=tuple(_bytes(each, HELPER_MEMBER_BYTES) for each in also),
         minimum_noise=_noise(merged["minimum_noise"]),
     )
 
@@ -277,6 +285,14 @@ def _noise(value: object) -> float:
     found = float(str(value))
     if not 0 <= found <= NOISE_MAX:
         message = f"expected a number from 0 to {NOISE_MAX:g}, found {value!r}"
+        raise ValueError(message)
+    return found
+
+
+def _bytes(value: object, *sizes: int) -> bytes:
+    found = bytes.fromhex(str(value))
+    if len(found) not in sizes:
+        message = f"expected {sizes[-1]} bytes in hex, found {len(found)}"
         raise ValueError(message)
     return found
 
@@ -305,7 +321,7 @@ def _fleet_json(enrollment: Enrollment, policy: Policy, numbers: Mapping[str, in
         },
         "ticket_keys": _keys_values(enrollment.ticket_keys),
         "publisher_keys": _keys_values(enrollment.publisher_keys),
-        "policy": policy_values(policy),
+        "policy": _kept(policy),
         "trust": dict(numbers),
         "issued_at_ms": enrollment.now_ms,
         "not_after_ms": int(leaf.not_valid_after_utc.timestamp() * 1000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,18 @@ async def test_calls_are_noted_a_minute_apart(fleet: Operated) -> None:
     (claim,) = await fleet.registrar.issue_claims(1, client_ids=["pi-1"])
     await fleet.registrar.enroll(request_for(claim.text), "192.0.2.1")
     assert len(await fleet.operators.every()) == 1, "devices are not among them"
+
+
+async def test_call_that_cannot_be_noted_is_answered(fleet: Operated) -> None:
+    """As when the service stops: nothing is left that nobody waits for."""
+    unheard: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, what: unheard.append(what))
+    fleet.database.close()
+    assert fleet.call(fleet.certificate("anna")).name.id == "anna"
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert unheard == []
 
 
 async def test_given_folder_is_of_the_authority_that_issues(fleet: Operated, tmp_path: Path) -> None:

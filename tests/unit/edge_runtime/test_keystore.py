@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.cli import main
 from edge_runtime.keystore import Keystore, authority_fleet, policy_from, policy_values
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Mode
@@ -69,6 +70,24 @@ def test_policy_is_changed_on_the_device_and_survives(fleet: Fleet, tmp_path: Pa
     assert json.loads((state / "identity" / "fleet.json").read_bytes())["client_id"] == "device-1"
 
 
+def test_owner_chooses_another_helper_which_has_followed_no_list(fleet: Fleet, tmp_path: Path) -> None:
+    state = fleet.device(tmp_path / "state", "device-1", 1)
+    keys, path = Keystore(state), state / "identity" / "fleet.json"
+    one, other = bytes(range(64)), bytes(range(64, 128))
+    keys.set_policy(keys.load().policy.after([one, other]))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trust": {"helper": 7, "ticket": 8}}))
+    keys.set_policy(replace(keys.load().policy, minimum_cohort=20))
+    assert keys.load().policy.helpers == (one, other)
+    assert keys.load().trust_numbers == {"helper": 7, "ticket": 8}
+    assert main(["policy", "--state", str(state), f"helper_key_digest={'ab' * 32}"]) == 0
+    after = keys.load()
+    assert after.policy.helpers == ()
+    assert (after.policy.helper_key_digest, after.policy.helper_signing_key) == (b"\xab" * 32, b"")
+    assert after.trust_numbers == {"ticket": 8}
+    kept = json.loads(path.read_text())["policy"]
+    assert not {"helper_signing_key", "helper_also"} & kept.keys(), "an earlier version can read it"
+
+
 def test_policy_values_are_checked() -> None:
     assert policy_from(policy_values(Policy())) == Policy()
     for wrong in (
@@ -77,6 +96,9 @@ def test_policy_values_are_checked() -> None:
         {"modes": "plain"},
         {"colour": 1},
         {"trust": "x"},
+        {"helper_signing_key": "00"},
+        {"helper_also": "00" * 64},
+        {"helper_also": ["00"]},
     ):
         with pytest.raises((ValueError, TypeError)):
             policy_from(policy_values(Policy()) | wrong)
