@@ -1,9 +1,10 @@
 """One budget of memory for every instance on this device, whoever asked for it: rounds, orders, local calls, the clock.
 
-They are started by different processes, so the account is a folder: a file for each instance that runs, with its MB,
-and one for each that waits, in the order of their coming. Each file is locked (flock) by the process that it belongs
-to; one that nobody holds any more was left by a process that is gone, and is removed by whoever comes next. So no crash
-leaves anything taken. Only the first who waits may take what is free: a large need is not overtaken by small ones.
+Fork servers that local calls keep for the next one are in it too, and give way to whoever waits (`pool`). Instances are
+started by different processes, so the account is a folder: a file for each that runs, with its MB, and one for each
+that waits, in the order of their coming. Each file is locked (flock) by the process that it belongs to; one that nobody
+holds any more was left by a process that is gone, and is removed by whoever comes next. So no crash leaves anything
+taken. Only the first who waits may take what is free: a large need is not overtaken by small ones.
 """
 
 from __future__ import annotations
@@ -61,6 +62,12 @@ class Budget:
             _let_go(waiting, place)
             raise
         return lambda: _let_go(running, place)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits: then nobody should keep what he can do without."""
+        folder = self.state / FOLDER
+        return any(held(path) for path in folder.glob("*.wait"))
 
     def _await_turn(self, folder: Path, waiting: Path, need_mb: int, end: float) -> Path:
         """The file of the instance that may run now."""

@@ -7,6 +7,7 @@ is in the log while it does, and in the outcome if it was in vain.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from edge_runtime.clock import unix_ms
 from edge_runtime.link import Link, patiently
@@ -20,10 +21,23 @@ SHORT_MS = 5_000
 """A longer pause is not slept through: the process leaves, and comes back after it."""
 PATIENCE_MS = 300_000
 """For this long at most "not now" is waited for in one process; the ticket's end may come before."""
+HOLDS_S = 10.0
+"""For this long memory is held for a job that has not come yet."""
 
 
-def ask(link: Link, ticket: Ticket, mark: bytes, patience_ms: int = PATIENCE_MS) -> Offer:
-    """The aggregator's offer for a ticket; `mark` as `CheckIn` has it.
+def _nothing() -> None:
+    """Nothing is held that a wait should give back."""
+
+
+def ask(
+    link: Link,
+    ticket: Ticket,
+    mark: bytes,
+    patience_ms: int = PATIENCE_MS,
+    rest: Callable[[], None] = _nothing,
+    holds_s: float = HOLDS_S,
+) -> Offer:
+    """The aggregator's offer for a ticket; `mark` as `CheckIn` has it. `rest` is called when that takes `holds_s`.
 
     Raises `PeerError`: what the aggregator said (NOT_NOW if it said no more), with the time to come back after where it
     named one; its detail says how often and for how long it was asked.
@@ -43,6 +57,8 @@ def ask(link: Link, ticket: Ticket, mark: bytes, patience_ms: int = PATIENCE_MS)
         if reply.reason != said:
             said = reply.reason
             say("participant", "waits", round=ticket.round_id, why=said, for_ms=round((until - began) * 1000))
+        if time.monotonic() - began >= holds_s:
+            rest()
         time.sleep(pause)
 
 

@@ -87,6 +87,10 @@ class Instances(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """The aggregator has nothing to do for this client yet: what was started early may go."""
+        ...
+
     def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:
         """What the instance does to itself; empty where the platform has done it."""
         ...

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -33,6 +34,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 MAX_OUTPUT_BYTES = 16 * 1024
 MAX_PAYLOAD_BYTES = 1 << 30
 _CHUNK = 1 << 18
+_SPEAKS_S = 30.0
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 _OWN_FAULTS = {Code.NOT_INSTALLED, Code.CONFIG_INVALID, Code.DISK_FULL}
 
@@ -72,6 +74,14 @@ class Instance:
     def pid(self) -> int:
         """A cold instance's process id, which is also its process group; 0 for a warm one, whose server knows it."""
         return self._process.pid if isinstance(self._process, Child) else 0
+
+    def speaks(self) -> bool:
+        """Whether it is there: it says `ready` soon after its start; one whose fork server was killed never does."""
+        readable, _, _ = select.select([self._link], [], [], _SPEAKS_S)
+        try:
+            return bool(readable) and bool(self._link.recv(1, socket.MSG_PEEK))
+        except ConnectionResetError:
+            return False
 
     def prepare(self, place: Place) -> None:
         """Tell the child where its job will be, before the job is known. What goes wrong there, `run` raises."""

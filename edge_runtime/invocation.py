@@ -155,7 +155,7 @@ class Invocation:
         mark = self.journal.mask_mark()
         if mark:  # masked rounds are likely: import what they need while the aggregator thinks
             Thread(target=import_module, args=("edge_runtime.masked",), daemon=True).start()
-        offer = ask(self.link, ticket, mark)
+        offer = ask(self.link, ticket, mark, rest=self.starts.rest)
         self._heard = (offer.now_ms, unix_ms())
         return offer
 

@@ -131,7 +131,12 @@ class TimePassed:
     """It may be time for something: see `Function.next_at_ms`."""
 
 
-Event = Installed | Invoked | Started | Died | Finished | Abandoned | TimePassed
+@dataclass(frozen=True)
+class MemoryWanted:
+    """Somebody on this device waits for memory, or there is none for servers that have nothing to do."""
+
+
+Event = Installed | Invoked | Started | Died | Finished | Abandoned | TimePassed | MemoryWanted
 
 
 @dataclass(frozen=True)
@@ -238,9 +243,10 @@ class Function:
                 effects += self._finished(event, now_ms)
             case Abandoned():
                 self.waiting = deque(item for item in self.waiting if item.invocation != event.invocation)
-            case TimePassed():
+            case TimePassed() | MemoryWanted():
                 pass
-        return effects + self._expire(now_ms) + self._dispatch() + self._cool(now_ms)
+        keep_ms = 0 if isinstance(event, MemoryWanted) else self.limits.keep_warm_ms
+        return effects + self._expire(now_ms) + self._dispatch() + self._cool(now_ms, keep_ms)
 
     # -- versions
 
@@ -377,11 +383,11 @@ class Function:
             effects += self._drop(version)
         return effects
 
-    def _cool(self, now_ms: int) -> list[Effect]:
+    def _cool(self, now_ms: int, keep_ms: int) -> list[Effect]:
         """Scale to zero: servers that were idle long enough."""
         effects: list[Effect] = []
         for version in self.versions:
-            if version.phase is Phase.IDLE and now_ms - version.idle_since_ms >= self.limits.keep_warm_ms:
+            if version.phase is Phase.IDLE and now_ms - version.idle_since_ms >= keep_ms:
                 version.move(Step.QUIET)
                 effects.append(Stop(version.digest))
         return effects

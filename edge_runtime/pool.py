@@ -1,14 +1,18 @@
 """Local invocations: drives `lifecycle.Function` for each function, with fork servers as its instances.
 
 Called by `local_api`, from one thread for each caller. The automaton decides who runs when, on which version; this
-module starts and stops servers, waits, and writes down how versions do. Nothing of it needs the network.
+module starts and stops servers, waits, and writes down how versions do. A server that is kept for the next call holds
+its memory like an instance (`budget`), while a call runs that call's share stands for both; where there is not enough,
+it is not kept. Nothing of it needs the network.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from edge_runtime.functions import Call, Functions
 from edge_runtime.instance import Instance
 from edge_runtime.jobs import Outcome
 from edge_runtime.log import say
-from edge_runtime.starts import Starts
+from edge_runtime.starts import Starts, rss_mb
 from edge_runtime.warm import ForkServer
 from fedless.protocol.errors import Code, FedlessError, LocalError, PeerError
 
@@ -46,6 +50,15 @@ class _Served:
     """When each server's start began, monotonic s."""
     granted: dict[int, lifecycle.Run] = field(default_factory=dict)
     refused: dict[int, Code] = field(default_factory=dict)
+    held: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """What idle servers hold of the memory: how to give it back."""
+
+    def idle(self) -> set[str]:
+        """The servers that wait for the next call."""
+        idle = {
+            version.digest for version in self.automaton.versions if version.phase is lifecycle.Phase.IDLE
+        }
+        return idle & self.servers.keys()
 
 
 class Pool:
@@ -99,9 +112,10 @@ class Pool:
                 self.functions.record(Call(**call, outcome=outcome, **times))  # type: ignore[arg-type]
 
     def tick(self) -> None:
-        """Let time pass: servers cool down, callers in the queue run out of time."""
+        """Let time pass: servers cool down, callers in the queue run out of time; idle servers give way to others."""
+        wanted = self._budget.wanted if self._served else False
         for name in list(self._served):
-            self._feed(name, lifecycle.TimePassed())
+            self._feed(name, lifecycle.MemoryWanted() if wanted else lifecycle.TimePassed())
 
     def close(self) -> None:
         """End all servers."""
@@ -110,6 +124,7 @@ class Pool:
                 for server in served.servers.values():
                     server.close()
                 served.servers.clear()
+                self._account(served)
 
     def _admit(self, name: str, number: int) -> lifecycle.Run:
         """Wait for a turn."""
@@ -155,10 +170,27 @@ class Pool:
             before = [(v.digest, v.proved, v.failures, v.phase) for v in served.automaton.versions]
             for effect in served.automaton.handle(event, _now_ms()):
                 self._perform(name, served, effect)
+            if not self._account(served):
+                for effect in served.automaton.handle(lifecycle.MemoryWanted(), _now_ms()):
+                    self._perform(name, served, effect)
+                self._account(served)
             for version in served.automaton.versions:
                 if (version.digest, version.proved, version.failures, version.phase) not in before:
                     self.functions.judge(version)
             self._changed.notify_all()
+
+    def _account(self, served: _Served) -> bool:
+        """Idle servers hold their memory, others do not; False if there is not enough for one of them."""
+        idle, enough = served.idle(), True
+        for digest in served.held.keys() - idle:
+            served.held.pop(digest)()
+        for digest in idle - served.held.keys():
+            try:
+                need_mb = math.ceil(rss_mb(served.servers[digest].pid))
+                served.held[digest] = self._budget.take(need_mb, 0)
+            except FedlessError:
+                enough = False
+        return enough
 
     def _perform(self, name: str, served: _Served, effect: lifecycle.Effect) -> None:
         match effect:

@@ -52,7 +52,7 @@ class Starts:
         known = self.functions.find(digest)
         if known is not None and self._early is None:
             wanted = (digest, known.space)
-            self._early, self._early_for, self._early_claimed = self._start(wanted), wanted, False
+            self._early, self._early_for, self._early_claimed = self._start(wanted, wait=False), wanted, False
 
     def prepare(self, kind: JobKind, digest: str, config: EdgeConfig) -> None:
         """Tell the early instance where its job will be, so that it reads data and graph while we ask for the rest.
@@ -61,17 +61,17 @@ class Starts:
         """
         from edge_runtime import bundle, host  # noqa: PLC0415  (after the instance was started)
 
-        unpacked = bundle.find(self.functions.state / FOLDER, digest)
-        if self._early is None or self._early_claimed or unpacked is None:
+        if self._early is None or self._early_claimed:
             return
         try:
-            if self._early_for != (digest, self.space(unpacked, config)):
+            unpacked = bundle.find(self.functions.state / FOLDER, digest)
+            if unpacked is None or self._early_for != (digest, self.space(unpacked, config)):
                 return
             self._refuse_older(unpacked.manifest, digest)
             place = host.place(kind, unpacked, config, self)
             self._early.over = self._claim(unpacked, config, 0)
-        except FedlessError as error:
-            say("participant", "not_prepared", code=error.code.value)
+        except (FedlessError, OSError) as error:
+            say("participant", "not_prepared", why=str(error))
             return
         self._early_claimed = True
         self._early.prepare(place)
@@ -90,7 +90,10 @@ class Starts:
         self.last = self.install(unpacked, space, model, now_ms)
         wanted = (unpacked.digest, space)
         early = self._early
-        if early is not None and (self._early_for != wanted or not early.fits(place)):
+        if early is not None and early.how == "warm" and not early.speaks():  # its server was killed
+            self.discard()
+            self._drop_server()
+        elif early is not None and (self._early_for != wanted or not early.fits(place)):
             self.discard()
         elif early is not None and self._early_claimed:
             self._early = None
@@ -164,16 +167,21 @@ class Starts:
         self._drop_server()
         self.functions.close()
 
+    def rest(self) -> None:
+        """While the aggregator says "not now", nothing is held for a job that may never come."""
+        self.discard()
+
     def discard(self) -> None:
         """End an instance that was not used."""
         if self._early is not None:
             self._early.close()
             self._early = None
 
-    def _start(self, wanted: tuple[str, sandbox.Space | None]) -> Instance:
+    def _start(self, wanted: tuple[str, sandbox.Space | None], *, wait: bool = True) -> Instance:
+        """`wait`: until a forked one is known to be there."""
         if self._server is not None and self._server_for == wanted:
             try:
-                return self._server.instance()
+                return self._server.instance(wait=wait)
             except (
                 LocalError
             ):  # it was killed, by the kernel for want of memory perhaps: a cold start still works

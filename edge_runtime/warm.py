@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import sys
 from types import TracebackType
@@ -58,8 +57,11 @@ class ForkServer:
             said = os.read(self._process.output, 1 << 14).decode(errors="replace").strip()[-500:]
             raise LocalError(Code.INSTANCE_FAILED, f"The fork server did not start. {said}".strip())
 
-    def instance(self) -> Instance:
-        """A warm start: returns when the instance has said its first word. Raises `LocalError(INSTANCE_FAILED)`."""
+    def instance(self, *, wait: bool = True) -> Instance:
+        """A warm start: returns when the instance has said its first word, or at once (then ask it: `speaks`).
+
+        Raises `LocalError(INSTANCE_FAILED)`.
+        """
         link, their_link = socket.socketpair()
         lifeline, their_lifeline = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         output, their_output = os.pipe()
@@ -76,7 +78,7 @@ class ForkServer:
             their_lifeline.close()
             os.close(their_output)
         instance = Instance(Forked(lifeline, output), link)
-        if not _speaks(link):
+        if wait and not instance.speaks():
             instance.close()
             raise LocalError(Code.INSTANCE_FAILED, "The fork server is gone.")
         return instance
@@ -96,12 +98,3 @@ class ForkServer:
     ) -> None:
         """End it."""
         self.close()
-
-
-def _speaks(link: socket.socket) -> bool:
-    """Whether the instance is there: it says `ready` within a millisecond or two; a server that was killed never."""
-    readable, _, _ = select.select([link], [], [], _START_S)
-    try:
-        return bool(readable) and bool(link.recv(1, socket.MSG_PEEK))
-    except ConnectionResetError:
-        return False

@@ -117,6 +117,9 @@ class Starts:
         del unpacked, model, config, now_ms, place
         return self._instance
 
+    def rest(self) -> None:
+        """See `Instances`: here the instance stays, since the platform counts this function's memory anyway."""
+
     def confinement(self, unpacked: Unpacked, config: EdgeConfig, memory_mb: int) -> dict[str, object]:
         """See `Instances`."""
         del unpacked, config, memory_mb

@@ -20,7 +20,7 @@ from edge_runtime.linger import linger
 from edge_runtime.link import Link
 from edge_runtime.links import Links
 from edge_runtime.participant import WakeUp
-from fedless.protocol.messages import Kind
+from fedless.protocol.messages import ClientRule, Kind
 from tests.edge_device import CLIENT, wake, woken
 from tests.edge_fleet import FakeAggregator, Fleet, wake_bytes
 
@@ -165,3 +165,18 @@ def test_a_link_is_used_again_only_while_it_is_young_well_and_of_the_same_identi
             raise RuntimeError
     with closing(Links(keep=False)) as links:
         assert used() is not used()
+
+
+def test_local_noise_is_added_in_an_instance_that_was_prepared(
+    fleet: Fleet, aggregator: FakeAggregator, state: Path
+) -> None:
+    """What DP-SGD needs is imported when the instance has locked itself in: by then its place is known, its job not."""
+    task = fleet.task(rule=ClientRule(max_steps=1, example_clip=1.0, example_noise=1.0))
+    data = []
+    for number in (1, 2, 3):
+        ticket = fleet.ticket(CLIENT, number, task)
+        here = aggregator.open(ticket, task)
+        assert wake(state, wake_bytes(ticket)) == 0
+        data.append(bytes(here.data))
+    assert [metrics.outcome for metrics in aggregator.metrics] == ["reported"] * 3
+    assert len(set(data)) == 3, "fresh noise each time"

@@ -44,6 +44,14 @@ def test_an_offer_after_a_few_refusals_is_taken() -> None:
     assert link.asked == [CheckIn(7, bytes(16), b"mark")] * 3
 
 
+@pytest.mark.parametrize(("holds_s", "rests"), [(0.0, 2), (60.0, 0)])
+def test_nothing_is_held_for_a_job_that_does_not_come(holds_s: float, rests: int) -> None:
+    rested: list[int] = []
+    link = FakeLink([NotNow("busy", 1), NotNow("busy", 1), OFFER])
+    assert ask(link, rest=lambda: rested.append(1), holds_s=holds_s) is OFFER
+    assert len(rested) == rests
+
+
 @pytest.mark.parametrize("left_ms", [60_000, 30])
 def test_an_aggregator_that_always_says_not_now_is_left_and_what_it_said_is_told(left_ms: int) -> None:
     """By the process's patience, or by the ticket's end, whichever comes first."""

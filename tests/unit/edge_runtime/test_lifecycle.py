@@ -21,6 +21,7 @@ from edge_runtime.lifecycle import (
     Installed,
     Invoked,
     Limits,
+    MemoryWanted,
     Phase,
     Refuse,
     RollBack,
@@ -59,6 +60,16 @@ def test_cold_start_then_warm_start_then_scale_to_zero() -> None:
     assert function.handle(TimePassed(), 1600) == [Stop("a")]
     assert function.versions[0].phase is Phase.COLD
     assert function.handle(Invoked(3, FAR), 1700) == [Start("a")]
+
+
+def test_servers_that_have_nothing_to_do_give_way_to_who_wants_memory() -> None:
+    function = warm()
+    assert function.handle(MemoryWanted(), 1) == [Stop("a")]
+    assert function.handle(Invoked(2, FAR), 2) == [Start("a")]
+    assert function.handle(Started("a"), 3) == [Run(2, "a", 1)]
+    assert function.handle(MemoryWanted(), 4) == [], "it runs"
+    assert function.handle(Finished(2, failed=False), 5) == []
+    assert function.handle(MemoryWanted(), 6) == [Stop("a")]
 
 
 def test_without_keep_warm_the_server_ends_with_its_invocation() -> None:
@@ -202,6 +213,10 @@ class Device(RuleBasedStateMachine):
     def wait(self, more: int) -> None:
         self.now += more
         self.feed(TimePassed())
+
+    @rule()
+    def want_memory(self) -> None:
+        self.feed(MemoryWanted())
 
     @rule()
     def install(self) -> None:
