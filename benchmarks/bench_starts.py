@@ -5,7 +5,7 @@ fork server stay): from the wake-up's arrival to the first optimiser step, over 
 Apart from that, instances alone: started fresh or forked, with and without bubblewrap; the difference is the sandbox.
 Reference, in the same run: the same instance without a sandbox, started fresh. Goals on 2 cores: 600 and 60 ms (p50).
 And, where they are at hand, TensorFlow and PyTorch: a fresh process of each to the first step of the same CNN, in turn
-with a fresh instance of ours. `--tensorflow-python PYTHON` (left out: this one, if it has it), `--torch-python PYTHON`.
+with a fresh instance of ours. `--tensorflow-python PYTHON` (this interpreter, if it has it), `--torch-python PYTHON`.
 """
 
 from __future__ import annotations
