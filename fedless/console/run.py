@@ -26,7 +26,7 @@ from fedless.protocol.messages import Mode
 
 app = typer.Typer(no_args_is_help=True)
 PUBLISHER_KEY = Path("publisher") / "publisher.key"
-GOING_ON = ("running", "paused")
+GOING_ON, COMMITTED = ("running", "paused"), "committed"
 LATE_S, LOOK_AGAIN_S = 5.0, 0.5
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
 
@@ -272,8 +272,10 @@ def _tell(progress: Progress, info: link.RunInfo, told: set[int], sinks: Sequenc
             for sink in sinks:
                 sink.ended(info, each)
             examples, seconds, metrics, lost = _details(each)
+            made = sum(one.state == COMMITTED and one.number <= each.number for one in info.rounds)
+            model = f", model {made} of {info.rounds_wanted}" if each.state == COMMITTED else ""
             parts = [
-                f"round {each.number}/{info.rounds_wanted} {each.state}",
+                f"round {each.number} {each.state}{model}",
                 f"{each.reported}/{each.selected} reports, {examples} examples, {seconds} s",
                 metrics,
                 f"lost: {lost}" if lost else "",
@@ -285,9 +287,7 @@ def _tell(progress: Progress, info: link.RunInfo, told: set[int], sinks: Sequenc
 def _details(each: link.RoundInfo) -> tuple[str, str, str, str]:
     """Examples, seconds, metrics, lost clients."""
     seconds = f"{(each.ended_at_ms - each.opened_at_ms) / 1000:.1f}" if each.ended_at_ms else "-"
-    examples = each.examples or round(
-        each.metrics.get("train_examples", 0)
-    )  # masks hide single counts, not the sum
+    examples = each.examples or round(each.metrics.get("train_examples", 0))  # masks hide each one's, not all
     metrics = terminal.headline(each.metrics)
     lost = ", ".join(f"{code} {count}" for code, count in sorted(each.losses.items()))
     return str(examples), seconds, metrics, lost
