@@ -8,6 +8,7 @@ be opened stops no other.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,6 +113,29 @@ class LiveMasks:
         return any(entry.client_id == client_id for entry in self.epoch.value.state.sealed_roster.entries)
 
 
+class Turns:
+    """The arithmetic of all cohorts, in threads: so few at once that the event loop gets its turn as well.
+
+    Key agreements hold Python's lock: more of them at once would only take turns with each other and with the loop.
+    Streams leave it for a tenth of a millisecond at a time, so there are no more than cores.
+    `benchmarks/bench_secagg.py` tells how late the loop is meanwhile.
+    """
+
+    def __init__(self, cores: int = os.cpu_count() or 1) -> None:
+        self._secrets = asyncio.Semaphore(1)
+        self._streams = asyncio.Semaphore(cores)
+
+    async def recover(self, epoch: ServerEpoch, round_: ServerRound) -> tuple[ServerRound, Recovery]:
+        """`server.recover`."""
+        async with self._secrets:
+            return await asyncio.to_thread(server.recover, epoch, round_)
+
+    async def remove_masks(self, round_: ServerRound, recovery: Recovery, total: Words) -> None:
+        """`server.remove_masks`."""
+        async with self._streams:
+            await asyncio.to_thread(server.remove_masks, round_, recovery, total)
+
+
 class Unmasking:
     """Opens and ends cohorts."""
 
@@ -133,6 +157,7 @@ class Unmasking:
         self._clock = clock
         self._sleep = sleep
         self._on_step = on_step
+        self._turns = Turns()
 
     async def open(self, live: LiveMasks, round_: Round, total: Words, until: int) -> tuple[Decoded, Change]:
         """The mean of a cohort's reports; `total` [words] is their masked sum, which is changed in place.
@@ -142,7 +167,7 @@ class Unmasking:
         """
         await self._close(live, round_)
         recovery = await self._recover(live, round_.terms, until)
-        await asyncio.to_thread(server.remove_masks, live.value, recovery, total)
+        await self._turns.remove_masks(live.value, recovery, total)
         opened = live.value.open
         await add_server_noise(self._database, round_.terms, opened.encoding, total, live.value.context)
         state, ended, decoded = server.finish(
@@ -210,7 +235,7 @@ class Unmasking:
             if answers != tried and server.can_recover(state, live.value):
                 tried = answers
                 try:
-                    suspected, recovery = await asyncio.to_thread(server.recover, state, live.value)
+                    suspected, recovery = await self._turns.recover(state, live.value)
                 except PeerError as error:
                     trouble = error
                 else:

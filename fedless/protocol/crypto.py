@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
@@ -27,12 +28,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from fedless.protocol.errors import Code, LocalError, PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cryptography.hazmat.primitives.ciphers import CipherContext
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     Item = int | bytes | str | Sequence["Item"]
+    Agreement = Callable[[bytes], bytes]
 
 P256Public = ec.EllipticCurvePublicKey
 P256Private = ec.EllipticCurvePrivateKey
@@ -160,21 +162,43 @@ def x25519_public(private_raw: bytes) -> bytes:
     return x25519.X25519PrivateKey.from_private_bytes(private_raw).public_key().public_bytes_raw()
 
 
-def x25519_shared(private_raw: bytes, public_raw: bytes) -> bytes:
-    """The 32-byte shared secret. Raises `PeerError(BAD_POINT)` for a point that gives the all-zero secret."""
+def x25519_agreement(private_raw: bytes) -> Agreement:
+    """What gives the 32-byte shared secret with each public key: one private key is read, for many peers.
+
+    Reading one takes as long as an agreement, since its public key is derived. Raises `PeerError(BAD_POINT)`, and what
+    is returned does, for a key of wrong length or a point that gives the all-zero secret.
+    """
     try:
-        public = x25519.X25519PublicKey.from_public_bytes(public_raw)
-        return x25519.X25519PrivateKey.from_private_bytes(private_raw).exchange(public)
+        private = x25519.X25519PrivateKey.from_private_bytes(private_raw)
     except ValueError as error:
-        raise PeerError(Code.BAD_POINT, "An X25519 key of small order or wrong length was given.") from error
+        raise PeerError(Code.BAD_POINT, _BAD_POINT) from error
+
+    def agree(public_raw: bytes) -> bytes:
+        try:
+            return private.exchange(x25519.X25519PublicKey.from_public_bytes(public_raw))
+        except ValueError as error:
+            raise PeerError(Code.BAD_POINT, _BAD_POINT) from error
+
+    return agree
+
+
+def x25519_shared(private_raw: bytes, public_raw: bytes) -> bytes:
+    """The 32-byte shared secret with one peer. Raises `PeerError(BAD_POINT)` as `x25519_agreement`."""
+    return x25519_agreement(private_raw)(public_raw)
 
 
 def check_point(public_raw: bytes) -> None:
     """Raise `PeerError(BAD_POINT)` unless `public_raw` is 32 bytes and not of small order (as zero is)."""
-    x25519_shared(_PROBE, public_raw)
+    _probe()(public_raw)
 
 
-_PROBE = bytes(range(KEY_BYTES))  # any private key shows a point of small order: the shared secret is zero
+@cache
+def _probe() -> Agreement:
+    """Of any private key: with a point of small order the shared secret is zero."""
+    return x25519_agreement(bytes(range(KEY_BYTES)))
+
+
+_BAD_POINT = "An X25519 key of small order or wrong length was given."
 
 
 # -- AEAD and HPKE -----------------------------------------------------------------------------

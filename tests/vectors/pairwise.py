@@ -84,13 +84,11 @@ def box_keys(fleet: Fleet, index: int) -> list[dict[str, Any]]:
 def mask_seeds(fleet: Fleet, index: int, context: bytes, slot: int) -> dict[str, Any]:
     """m_i and z_iv of member `index`."""
     secret = keys.slot_secrets(keys.advance(chain_key(index, fleet.epoch), slot), slot)
-    entries = fleet.server.sealed_roster.entries
+    entries, agree = fleet.server.sealed_roster.entries, crypto.x25519_agreement(secret.mask_private)
     return {
         "m": keys.self_mask_seed(secret.self_seed, context, index),
         "z": {
-            str(peer): keys.pair_seed(
-                secret.mask_private, entries[peer - 1].mask_keys[slot], context, index, peer
-            )
+            str(peer): keys.pair_seed(agree, entries[peer - 1].mask_keys[slot], context, index, peer)
             for peer in fleet.server.members
             if peer != index
         },

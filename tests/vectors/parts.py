@@ -28,7 +28,7 @@ def primitives() -> dict[str, Any]:
     ctx = crypto.digest(
         Label.ROUND_CTX, bytes(32), 0, "round-7", crypto.sha256(b"model"), crypto.sha256(b"cfg")
     )
-    pair = keys.pair_seed(u, crypto.x25519_public(v), ctx, 1, 2)
+    pair = keys.pair_seed(crypto.x25519_agreement(u), crypto.x25519_public(v), ctx, 1, 2)
     message = crypto.info(Label.MASKED, ctx, 1, bytes(32))
     return {
         "enc": [

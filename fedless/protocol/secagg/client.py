@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedless.protocol.crypto import KEY_BYTES, sha256
+from fedless.protocol.crypto import KEY_BYTES, sha256, x25519_agreement
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.prg import Words, apply_streams, word_dtype
 from fedless.protocol.secagg import ring
@@ -145,11 +145,12 @@ def _mask_seeds(epoch: EpochState, slot: Slot, context: bytes) -> tuple[list[byt
     secrets = slot_secrets(chain, slot.number)
     plus = [self_mask_seed(secrets.self_seed, context, epoch.index)]
     minus: list[bytes] = []
+    agree = x25519_agreement(secrets.mask_private)
     for at, peer in enumerate(epoch.members):
         if peer == epoch.index:
             continue
         public = slot.peer_keys[at * KEY_BYTES : (at + 1) * KEY_BYTES]
-        seed = pair_seed(secrets.mask_private, public, context, epoch.index, peer)
+        seed = pair_seed(agree, public, context, epoch.index, peer)
         (plus if peer > epoch.index else minus).append(seed)
     return plus, minus
 

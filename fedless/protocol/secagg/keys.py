@@ -8,9 +8,13 @@ needs beside them (polynomials, nonces) comes from ck_0 too: a repeat of M2 is b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fedless.protocol.crypto import NONCE_BYTES, Label, Prg, hkdf, info, stream_bytes, x25519_shared
+from fedless.protocol.crypto import NONCE_BYTES, Label, Prg, hkdf, info, stream_bytes
 from fedless.protocol.secagg.shamir import COEFFICIENT_BYTES, coefficients
+
+if TYPE_CHECKING:
+    from fedless.protocol.crypto import Agreement
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,13 @@ def box_nonce(chain_0: bytes, receiver: int) -> bytes:
     return hkdf(chain_0, info(Label.BOX_NONCE, receiver))[:NONCE_BYTES]
 
 
-def pair_seed(private: bytes, public: bytes, context: bytes, one: int, other: int) -> bytes:
-    """HKDF(X25519(s, S'), salt=ctx, I("pair-mask", min, max)): z, the same for both members of the pair."""
+def pair_seed(agree: Agreement, public: bytes, context: bytes, one: int, other: int) -> bytes:
+    """HKDF(X25519(s, S'), salt=ctx, I("pair-mask", min, max)): z, the same for both members of the pair.
+
+    `agree`: the `x25519_agreement` of s, which a member has with all its peers.
+    """
     pair = info(Label.PAIR_MASK, min(one, other), max(one, other))
-    return hkdf(x25519_shared(private, public), pair, salt=context)
+    return hkdf(agree(public), pair, salt=context)
 
 
 def self_mask_seed(self_seed: bytes, context: bytes, index: int) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, islice
 
-from fedless.protocol.crypto import x25519_public
+from fedless.protocol.crypto import x25519_agreement, x25519_public
 from fedless.protocol.errors import Code, PeerError
 from fedless.protocol.secagg.keys import pair_seed, self_mask_seed
 from fedless.protocol.secagg.messages import MISSING_SHARE, Roster, UnmaskResponse, self_commitment
@@ -55,8 +55,9 @@ def recover_seeds(
             minus.append(self_mask_seed(self_seed, context, member))
             continue
         private = holders.secret(position, x25519_public, entry.mask_keys[slot])
+        agree = x25519_agreement(private)
         for peer in alive:
-            seed = pair_seed(private, roster.entries[peer - 1].mask_keys[slot], context, member, peer)
+            seed = pair_seed(agree, roster.entries[peer - 1].mask_keys[slot], context, member, peer)
             (minus if member > peer else plus).append(seed)
     return Recovery(tuple(plus), tuple(minus), tuple(sorted(holders.liars)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedless.protocol.crypto import KEY_BYTES, hkdf, seal, unseal, x25519_public, x25519_shared
+from fedless.protocol.crypto import KEY_BYTES, hkdf, seal, unseal, x25519_agreement, x25519_public
 from fedless.protocol.errors import Code, LocalError, PeerError
 from fedless.protocol.messages import Mode
 from fedless.protocol.secagg.epochs import COHORT_MAX, SLOTS_MAX
@@ -200,10 +200,11 @@ def _seal_shares(epoch: EpochState, roster: Roster, roster_hash: bytes, index: i
     points = range(1, len(roster.entries) + 1)
     rows = [_slot_shares(epoch, roster_hash, roster.threshold, slot, points) for slot in range(roster.slots)]
     boxes = []
+    agree = x25519_agreement(epoch.channel_private)
     for peer in points:
         if peer == index:
             continue
-        shared = x25519_shared(epoch.channel_private, roster.entries[peer - 1].channel_key)
+        shared = agree(roster.entries[peer - 1].channel_key)
         key = hkdf(shared, share_key_info(index, peer), salt=roster_hash)
         nonce = box_nonce(epoch.chain_key, peer)
         plaintext = b"".join(mask[peer - 1] + self_[peer - 1] for mask, self_ in rows)
@@ -275,11 +276,12 @@ def _open_boxes(epoch: EpochState, roster: Roster, inbox: Inbox) -> tuple[dict[i
     """Plaintexts by sender, and the senders of E whose box is missing or cannot be opened."""
     boxes = {box.peer: box for box in inbox.boxes}
     rows: dict[int, bytes] = {}
+    agree = x25519_agreement(epoch.channel_private)
     for sender in inbox.members:
         if sender == epoch.index or sender not in boxes:
             continue
         box = boxes[sender]
-        shared = x25519_shared(epoch.channel_private, roster.entries[sender - 1].channel_key)
+        shared = agree(roster.entries[sender - 1].channel_key)
         key = hkdf(shared, share_key_info(sender, epoch.index), salt=epoch.roster_hash)
         associated = share_associated(
             epoch.roster_hash, epoch.epoch, sender, epoch.index, roster.threshold, roster.slots

@@ -23,6 +23,9 @@ def test_known_answers_of_the_key_schedule() -> None:
     shared = crypto.x25519_shared(U, crypto.x25519_public(V))
     assert shared.hex() == SHARED
     assert crypto.x25519_shared(V, crypto.x25519_public(U)) == shared
+    agree = crypto.x25519_agreement(U)
+    assert [agree(crypto.x25519_public(V)) for _ in range(2)] == [shared, shared]
+    assert U.hex() not in repr(agree)
     ctx = crypto.digest(
         Label.ROUND_CTX, bytes(32), 0, "round-7", crypto.sha256(b"model"), crypto.sha256(b"cfg")
     )
@@ -94,7 +97,12 @@ def test_labels_are_distinct_and_hold_no_separator() -> None:
 
 @pytest.mark.parametrize("point", [bytes(32), b"\x01" + bytes(31), b"short"])
 def test_all_zero_x25519_point_is_refused(point: bytes) -> None:
-    for call in (lambda: crypto.x25519_shared(U, point), lambda: crypto.check_point(point)):
+    agree = crypto.x25519_agreement(U)
+    for call in (
+        lambda: crypto.x25519_shared(U, point),
+        lambda: crypto.check_point(point),
+        lambda: agree(point),
+    ):
         with pytest.raises(PeerError) as refusal:
             call()
         assert refusal.value.code is Code.BAD_POINT
