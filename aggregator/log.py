@@ -34,8 +34,13 @@ def set_up(level: LogLevel, *, tracebacks: bool) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_to_standard_error,
     )
+
+
+def _to_standard_error(*_names: object) -> structlog.PrintLogger:
+    """What standard error is when the line is written: whoever runs a command inside a program may exchange it."""
+    return structlog.PrintLogger(sys.stderr)
 
 
 def _keep(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from typer.testing import CliRunner
 
 from edge_runtime.cli import main as edge
@@ -69,7 +70,10 @@ class Said:
 def command(*arguments: str | Path, of: RunningFleet) -> Said:
     """`fedless ...` in this process, which saves its start; a refusal becomes its line on standard error."""
     given = [*map(str, arguments), "--fleet", str(of.folder)]
-    done = CliRunner().invoke(build(given[0]), given)
+    try:
+        done = CliRunner().invoke(build(given[0]), given)
+    finally:
+        structlog.reset_defaults()  # some commands set the log up as for a process of their own
     if isinstance(done.exception, FedlessError):
         return Said(done.stdout, str(done.exception), 1)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
