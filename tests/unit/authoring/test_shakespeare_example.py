@@ -101,6 +101,7 @@ def test_the_committed_function_trains_on_windows(example: Any, tmp_path: Path) 
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.tensorflow
 @pytest.mark.timeout(300)
 def test_the_committed_function_is_what_its_model_says() -> None:
