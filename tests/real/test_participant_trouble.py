@@ -105,6 +105,7 @@ def test_late_report_is_refused_by_name_and_removed(
     assert list((state / "outbox").iterdir()) == []
 
 
+@pytest.mark.long
 def test_aggregator_that_is_away_leaves_the_round_open(
     fleet: Fleet, aggregator: FakeAggregator, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ async def test_a_fleet_of_24_in_three_cohorts_of_8(make: Callable[[int], MaskedW
     await world.close()
 
 
+@pytest.mark.long
 async def test_a_selection_of_more_than_128(make: Callable[[int], MaskedWorld]) -> None:
     """132 clients, two of one cohort gone after they shared their keys: the sums hold the other 130."""
     world = make(132)
