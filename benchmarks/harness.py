@@ -32,7 +32,9 @@ from fedless.protocol.tables import write_tables
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT / "examples" / "mnist"
 MB = 1e6
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # who measures starts compares compiled modules, ours and others'
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # who measures starts compares compiled modules, ours and others'
 
 
 def finish(name: str, **figures: Any) -> None:  # noqa: ANN401 - any JSON value
