@@ -95,10 +95,11 @@ class OwnBroker:
         (self.out / "crl.pem").write_bytes(revocation_list)
         self.process.send_signal(signal.SIGHUP)
 
-    def running(self) -> None:
-        """Start it again if the signal ended it, as mosquitto 2.0.11 may and as Debian's unit does."""
+    def running(self) -> bool:
+        """It is started again if the signal ended it, as mosquitto 2.0.11 may and as Debian's unit does."""
         if self.process is not None and self.process.poll() is not None:
             self.start()
+        return self.process is not None
 
     def stop(self) -> None:
         if self.process is not None:
@@ -127,7 +128,7 @@ def test_own_broker_unreachable_at_the_start_then_there_then_told_late_of_a_revo
         say(fleet, "fleet", "revoke", "lost")
         wait_until(lambda: "revoked_client_comes_back" in fleet.log.read_text(), 90)
         broker.reload((fleet.folder / "state" / "crl.pem").read_bytes())
-        wait_until(lambda: (broker.running(), "connection_cut" in fleet.log.read_text())[1], 150)
+        wait_until(lambda: broker.running() and "connection_cut" in fleet.log.read_text(), 150)
         wait_until(lambda: agent(tmp_path / "lost")["state"] == "disconnected", 60)
     finally:
         if device is not None:
