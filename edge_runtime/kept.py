@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from edge_runtime.functions import Functions
 from edge_runtime.journal import FILE, Journal
@@ -18,7 +16,7 @@ from edge_runtime.starts import Starts
 
 @dataclass
 class Kept:
-    """Of one state directory. A context manager: leaving it closes all of it."""
+    """Of one state directory; `close` at the end."""
 
     journal: Journal
     starts: Starts
@@ -45,13 +43,3 @@ class Kept:
         self.links.close()
         self.starts.close()
         self.journal.close()
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from edge_runtime.alone import alone
@@ -29,7 +30,7 @@ _HEAD_MAX = 128
 def linger(state: Path, wakes: Iterator[WakeUp], memory_mb: int, answer: Callable[[str], None]) -> int:
     """Run for each wake-up; the exit status, as `participant`."""
     try:
-        with alone(state), Kept.open(state, lingers=True) as kept:
+        with alone(state), closing(Kept.open(state, lingers=True)) as kept:
             for wake in wakes:
                 kept.look()
                 Participant(state, wake, log_step, answer, kept).run()

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -345,7 +345,7 @@ class Participant:
 def serve(state: Path, wake: WakeUp, observe: Callable[[str, int], None] = log_step) -> int:
     """Run once over a state directory; the exit status."""
     try:
-        with alone(state), Kept.open(state, lingers=False) as kept:
+        with alone(state), closing(Kept.open(state, lingers=False)) as kept:
             Participant(state, wake, observe, write_line, kept).run()
     except FedlessError as error:
         say("participant", "failed", code=error.code.value, why=str(error))

@@ -21,7 +21,7 @@ import structlog
 from fedless.helper.closing import Helper, Trust
 from fedless.helper.config import Settings, load
 from fedless.helper.opening import open_memory
-from fedless.helper.rotation import own_keys
+from fedless.helper.rotation import own_keys, read_file
 from fedless.helper.service import credentials, new_server
 from fedless.protocol import identity
 from fedless.protocol.crypto import (
@@ -92,8 +92,8 @@ async def _serve(settings: Settings) -> None:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[int]:
     """A running helper; its port, which `state/endpoint.json` holds too."""
-    authority_pem = _read(settings.fleet.authority)
-    key_pem, certificate_pem = _read(settings.keys.key), _read(settings.keys.certificate)
+    authority_pem = read_file(settings.fleet.authority)
+    key_pem, certificate_pem = read_file(settings.keys.key), read_file(settings.keys.certificate)
     trust = Trust(settings.fleet.name, identity.certificates(authority_pem), settings.fleet.denied)
     settings.state.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(open_memory(settings.state.directory, settings.state.url)) as memory:
@@ -122,11 +122,3 @@ async def running(settings: Settings) -> AsyncIterator[int]:
             yield port
         finally:
             await server.stop(STOP_TIMEOUT_S)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        detail = f"{path}: {error.strerror}."
-        raise LocalError(Code.STATE_MISSING, detail, fix="Make it with `fedless helper init`.") from error

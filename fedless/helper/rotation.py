@@ -120,7 +120,7 @@ def _hex(raw: bytes) -> bytes:
 def _hpke(path: Path) -> bytes:
     """32 bytes, in hex."""
     try:
-        raw = bytes.fromhex(_read(path).decode().strip())
+        raw = bytes.fromhex(read_file(path).decode().strip())
     except ValueError:
         raw = b""
     if len(raw) != KEY_BYTES:
@@ -129,10 +129,11 @@ def _hpke(path: Path) -> bytes:
 
 
 def _signing(path: Path) -> bytes:
-    return ed25519_from_pem(_read(path))
+    return ed25519_from_pem(read_file(path))
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """One of the helper's own files. Raises `LocalError` STATE_MISSING."""
     try:
         return path.read_bytes()
     except OSError as error:
